@@ -1,0 +1,1 @@
+"""The algorithms as functions on validated arrays; they know kernels, but no estimator."""

@@ -1,0 +1,125 @@
+"""Lloyd's algorithm, one loop for every kind of data.
+
+The loop knows its data through ``step(centers) -> Moments`` alone. Moments of parts of the data add
+up, so data in memory, beyond memory or on several machines differ in the step, not in the loop.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import sparse
+
+from skivfpq._algorithms.blocks import nearest_centers
+from skivfpq._algorithms.seeding import hash_rows
+from skivfpq._kernels import cluster_sums, dense_rows, row_blocks
+
+
+@dataclass
+class Moments:
+    """What one assignment step tells the loop."""
+
+    sums: np.ndarray  # (n_clusters, n_features) weighted sums of the rows of each cluster
+    counts: np.ndarray  # (n_clusters,) their total weights
+    inertia: float  # weighted sum of squared distances to the nearest centers
+    n_changed: int  # rows whose label differs from the step before
+    farthest: Callable  # farthest(n) -> rows (n, n_features), weights (n,), labels (n,)
+
+
+class MemoryStep:
+    """The step over rows in memory; keeps their labels and squared distances."""
+
+    def __init__(self, X, weights, n_threads):
+        self.X, self.weights, self.n_threads = X, weights, n_threads
+        self.labels = np.full(X.shape[0], -1, dtype=np.int32)
+        self.sq_distances = np.empty(X.shape[0])
+        self._hashes = None
+
+    def __call__(self, centers):
+        """Assign every row to its nearest center."""
+        previous = self.labels.copy()
+        nearest_centers(self.X, centers, self.n_threads, self.labels, self.sq_distances)
+        sums, counts = np.empty(centers.shape), np.empty(len(centers))
+        cluster_sums(self.X, self.weights, self.labels, sums, counts)
+        return Moments(
+            sums,
+            counts,
+            inertia=float((self.weights * self.sq_distances).sum()),
+            n_changed=np.count_nonzero(self.labels != previous),
+            farthest=self.farthest,
+        )
+
+    def farthest(self, n_rows):
+        """Up to n_rows distinct rows farthest from their centers, copies' weights taken together."""
+        if self._hashes is None:
+            self._hashes = hash_rows(self.X)
+        rows = np.flatnonzero((self.sq_distances > 0) & (self.weights > 0))
+        rows = rows[np.lexsort((self._hashes[rows], -self.sq_distances[rows]))]
+        _, first, copies = np.unique(self._hashes[rows], return_index=True, return_inverse=True)
+        weights = np.bincount(copies, self.weights[rows])
+        chosen = np.argsort(first)[:n_rows]  # as they come: farthest first
+        rows = rows[first[chosen]]
+        return dense_rows(self.X, rows), weights[chosen], self.labels[rows]
+
+
+def lloyd(step, centers, *, max_iter, tol, spherical=False, report=lambda message: None):
+    """Move centers to the means of their rows until nothing changes (Lloyd 1982).
+
+    Stops when no label changes, when the squared movement of the centers is at most ``tol``, or after
+    ``max_iter`` steps. The last step seen by ``step`` is always for the centers that are returned.
+
+    Parameters
+    ----------
+    step : callable, centers (n_clusters, n_features) -> Moments
+    spherical : bool, whether centers are brought to length one
+
+    Returns
+    -------
+    centers : (n_clusters, n_features), dtype of the first ones
+    inertia : float
+    n_iter : int
+    """
+    for n_iter in range(1, max_iter + 1):
+        moments = step(centers)
+        moved = _means(moments, centers, spherical)
+        shift = np.square(moved - centers, dtype=np.float64).sum()
+        same = np.array_equal(moved, centers)
+        centers = moved
+        report(f"Iteration {n_iter}: inertia {moments.inertia:.6g}, {moments.n_changed} labels changed.")
+        if moments.n_changed == 0 or shift <= tol:
+            break
+    inertia = moments.inertia if same else step(centers).inertia
+    return centers, inertia, n_iter
+
+
+def _means(moments, centers, spherical):
+    """New centers (n_clusters, n_features): weighted means, empty clusters moved away."""
+    sums, counts = moments.sums.copy(), moments.counts.copy()
+    empty = np.flatnonzero(counts == 0)
+    if empty.size:
+        for cluster, row, weight, label in zip(empty, *moments.farthest(empty.size)):
+            sums[label] -= row * weight
+            counts[label] -= weight
+            sums[cluster], counts[cluster] = row * weight, weight
+    means = sums / np.where(counts > 0, counts, 1)[:, None]
+    means[counts <= 0] = means[np.argmax(counts)]  # as scikit-learn: with the largest, never at the origin
+    if spherical:
+        lengths = np.sqrt(np.einsum("ij,ij->i", means, means))
+        means = np.where((lengths > 0)[:, None], means / np.where(lengths > 0, lengths, 1)[:, None], centers)
+    return means.astype(centers.dtype)
+
+
+def scaled_tolerance(X, weights, tol):
+    """tol times the mean over features of their weighted variance."""
+    if tol == 0:
+        return 0.0
+    total = weights.sum()
+    mean = weights @ X / total  # (n_features,) float64
+    square = np.zeros(X.shape[1])
+    for block in row_blocks(X.shape[0], X.shape[1]):
+        if sparse.issparse(X):  # zeros, left out here, are mean**2 away from the mean
+            square += weights[block] @ X[block].astype(np.float64).power(2)
+        else:
+            square += weights[block] @ np.square(X[block] - mean)
+    variance = square / total - (mean**2 if sparse.issparse(X) else 0)
+    return tol * max(0.0, float(variance.mean()))

@@ -1,0 +1,291 @@
+"""Exact search over lists of rows: probe -> tables -> scan -> merge -> refine.
+
+A **key** orders neighbours: the squared distance, the cosine distance or minus the inner product. Scans
+give keys by matrix products or table lookups together with a bound of their rounding error; the pool
+keeps what that bound cannot exclude; the keys of those few are then computed by differences. So the
+neighbours are those of the plain formula, ties going to the lowest row number.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from skivfpq._kernels import adc_scan, row_blocks, sq_distance_matrix
+
+EPS = np.finfo(np.float64).eps
+POOL_SIZE = 1 << 22  # most candidates that wait before the pool is thinned out, unless they tie
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric's keys come from rows and queries, and its distances from keys."""
+
+    name: str
+
+    @property
+    def is_cosine(self):
+        return self.name == "cosine"
+
+    @property
+    def is_product(self):
+        return self.name == "inner_product"
+
+    def inverse_norms(self, rows):
+        """1 / |row| for the cosine (0 for rows of zeros), (n_rows,) float64; None for other metrics."""
+        if not self.is_cosine:
+            return None
+        norms = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
+        return np.divide(1, norms, out=np.zeros(len(rows)), where=norms > 0)
+
+    def rows(self, rows, inverse_norms=None):
+        """The rows as the metric sees them: float64, of length one for the cosine."""
+        rows = rows.astype(np.float64)
+        if self.is_cosine:
+            rows *= (self.inverse_norms(rows) if inverse_norms is None else inverse_norms)[:, None]
+        return rows
+
+    def keys(self, queries, rows):
+        """Keys of pairs of metric rows, (n_pairs,), by differences."""
+        if self.is_product:
+            return -(queries * rows).sum(axis=1)
+        keys = np.square(rows - queries).sum(axis=1)
+        if self.is_cosine:  # 1 - q.x = |q - x|^2 / 2 for unit vectors; 1 where one of them is zero
+            keys = keys / 2 + 0.5 * (~queries.any(axis=1)) + 0.5 * (~rows.any(axis=1))
+        return keys
+
+    def distances(self, keys):
+        """What the user sees."""
+        return np.sqrt(keys) if self.name == "euclidean" else keys
+
+    def key_of_radius(self, radius):
+        """The key that a distance stands for."""
+        return radius * abs(radius) if self.name == "euclidean" else radius
+
+
+def scan_vectors(metric, queries, rows, anchor, radius):
+    """Keys (n_queries, n_rows) of metric rows near an anchor, and bounds (n_queries,) of their errors.
+
+    queries, rows : (n, n_features) float64, as the metric sees them
+    anchor : (n_features,) at most radius away from every row
+    """
+    slack = 4 * (len(anchor) + 8) * EPS
+    offsets = rows - anchor
+    if metric.is_product:
+        lengths = np.sqrt(np.einsum("ij,ij->i", queries, queries))
+        keys = -(queries @ anchor)[:, None] - queries @ offsets.T
+        return keys, slack * lengths * (np.sqrt(anchor @ anchor) + radius)
+    shifted = queries - anchor
+    sq_norms = np.einsum("ij,ij->i", shifted, shifted)
+    keys = sq_norms[:, None] + np.einsum("ij,ij->i", offsets, offsets) - 2 * (shifted @ offsets.T)
+    errors = slack * (sq_norms + radius**2)
+    if metric.is_cosine:
+        keys = keys / 2 + 0.5 * (~queries.any(axis=1))[:, None] + 0.5 * (~rows.any(axis=1))
+    return keys, errors
+
+
+class Pool:
+    """The candidates of some queries: those whose key may be among the k smallest."""
+
+    def __init__(self, n_queries, k, threshold=np.inf):
+        self.k = k
+        self.threshold = np.full(n_queries, threshold, dtype=np.float64)  # no larger key can win
+        self._parts = []
+        self._size = 0
+        self._limit = POOL_SIZE if k is None else min(POOL_SIZE, 16 * k * n_queries + 4096)
+
+    def add(self, queries, positions, keys, errors):
+        """Offer rows: keys (n_queries, n_positions) right to errors (n_queries,)."""
+        errors = errors[:, None]
+        if self.k is not None and keys.shape[1] >= self.k and np.isinf(self.threshold[queries]).any():
+            kth = np.partition(keys, self.k - 1, axis=1)[:, self.k - 1] + errors[:, 0]
+            self.threshold[queries] = np.minimum(self.threshold[queries], kth)
+        i, j = np.nonzero(keys - errors <= self.threshold[queries][:, None])
+        error = errors[i, 0]
+        self._parts.append((queries[i], positions[j], keys[i, j] - error, keys[i, j] + error))
+        self._size += len(i)
+        if self._size > self._limit:
+            self.thin()
+            self._limit = max(self._limit, 2 * self._size)  # rows that tie may be many
+
+    def thin(self):
+        """Lower the thresholds to the k-th smallest key seen, drop what is above; return what is left."""
+        if not self._parts:
+            return np.empty(0, np.intp), np.empty(0, np.intp)
+        queries, positions, lower, upper = (np.concatenate(parts) for parts in zip(*self._parts))
+        if self.k is not None:
+            order = np.lexsort((upper, queries))
+            starts = np.searchsorted(queries[order], np.arange(len(self.threshold) + 1))
+            full = np.flatnonzero(np.diff(starts) >= self.k)
+            kth = upper[order][starts[full] + self.k - 1]
+            self.threshold[full] = np.minimum(self.threshold[full], kth)
+        keep = lower <= self.threshold[queries]
+        self._parts = [(queries[keep], positions[keep], lower[keep], upper[keep])]
+        self._size = len(self._parts[0][0])
+        return self._parts[0][:2]
+
+    def ranked(self, exact_keys, ids):
+        """All candidates by (query, exact key, id): queries, positions and keys, each (n_candidates,)."""
+        queries, positions = self.thin()
+        keys = exact_keys(queries, positions)
+        order = np.lexsort((ids[positions], keys, queries))
+        return queries[order], positions[order], keys[order]
+
+    def nearest(self, exact_keys, ids):
+        """The k nearest of each query: keys and positions, (n_queries, k)."""
+        queries, positions, keys = self.ranked(exact_keys, ids)
+        starts = np.searchsorted(queries, np.arange(len(self.threshold)))
+        places = starts[:, None] + np.arange(self.k)
+        return keys[places], positions[places]
+
+
+def pair_keys(metric, queries, rows_at, n_features):
+    """A function (query numbers, positions) -> exact keys, in blocks of memory; rows_at gives metric rows."""
+
+    def exact_keys(query_numbers, positions):
+        keys = np.empty(len(positions))
+        for block in row_blocks(len(positions), n_features):
+            keys[block] = metric.keys(queries[query_numbers[block]], rows_at(positions[block]))
+        return keys
+
+    return exact_keys
+
+
+def nearest_rows(metric, queries, rows, k, ids=None):
+    """The k nearest rows of each query by brute force: keys and row numbers, (n_queries, k).
+
+    queries : (n_queries, n_features) float64, as the metric sees them
+    rows : (n_rows, n_features) as they are
+    ids : (n_rows,) what orders rows that tie, default their numbers
+    """
+    ids = np.arange(len(rows)) if ids is None else ids
+    center, radius = _ball_around(metric, rows)
+    all_keys, all_rows = np.empty((len(queries), k)), np.empty((len(queries), k), dtype=np.intp)
+    for block in row_blocks(len(queries), 4096):  # 256 queries
+        pool = Pool(block.stop - block.start, k)
+        numbers = np.arange(block.stop - block.start)
+        for part in row_blocks(len(rows), max(len(numbers), rows.shape[1])):
+            keys, errors = scan_vectors(metric, queries[block], metric.rows(rows[part]), center, radius)
+            pool.add(numbers, np.arange(part.start, part.stop), keys, errors)
+        exact = pair_keys(metric, queries[block], lambda chosen: metric.rows(rows[chosen]), rows.shape[1])
+        all_keys[block], all_rows[block] = pool.nearest(exact, ids)
+    return all_keys, all_rows
+
+
+def _ball_around(metric, rows):
+    """A center (n_features,) and a radius that hold all rows, as the metric sees them."""
+    parts = row_blocks(*rows.shape)
+    center = sum(metric.rows(rows[part]).sum(axis=0) for part in parts) / len(rows)
+    sq_radius = max(np.square(metric.rows(rows[part]) - center).sum(axis=1).max() for part in parts)
+    return center, np.sqrt(sq_radius) * (1 + 1e-12)
+
+
+def nearest_lists(metric, queries, centers, n_probes):
+    """Numbers (n_queries, n_probes) of the lists to probe: by product for the inner product, else by distance."""
+    nearness = Metric("inner_product" if metric.is_product else "sqeuclidean")
+    return nearest_rows(nearness, queries, centers, n_probes)[1]
+
+
+def probe(metric, queries, centers, n_probes, sizes, k):
+    """Lists to scan for each query: the n_probes nearest, and more until they hold k rows.
+
+    Parameters
+    ----------
+    sizes : (n_lists,) rows in each list that may be returned
+    k : int, at most ``sizes.sum()``
+
+    Returns
+    -------
+    queries, lists, is_seed : (n_pairs,)
+        Pairs of a query and a list; seeds are the nearest lists of a query that hold k rows together.
+    """
+    lists = nearest_lists(metric, queries, centers, n_probes)  # (n_queries, n_probes)
+    cumulated = np.cumsum(sizes[lists], axis=1)
+    short = np.flatnonzero(cumulated[:, -1] < k)
+    if short.size and n_probes < len(centers):
+        wider = probe(metric, queries[short], centers, min(4 * n_probes, len(centers)), sizes, k)
+        needed = _until(wider, k, sizes)
+    else:
+        short, needed = np.empty(0, np.intp), (np.empty(0, np.intp),) * 3
+    enough = np.setdiff1d(np.arange(len(queries)), short)
+    before = cumulated[enough] - sizes[lists[enough]]  # rows in the lists nearer than this one
+    pair_queries = np.repeat(enough, n_probes)
+    return (
+        np.concatenate([pair_queries, short[needed[0]]]),
+        np.concatenate([lists[enough].ravel(), needed[1]]),
+        np.concatenate([(before < k).ravel(), needed[2]]),
+    )
+
+
+def _until(pairs, k, sizes):
+    """Only the seeds of pairs: what widening was for."""
+    return tuple(part[pairs[2]] for part in pairs)
+
+
+def search_lists(scan, pairs, pool):
+    """Scan every (query, list) pair, list by list, seeds first, so that thresholds are low early.
+
+    scan : function (list number, query numbers) -> positions (n,), keys (n_queries, n), errors (n_queries,)
+    """
+    queries, lists, is_seed = pairs
+    for phase in (is_seed, ~is_seed):
+        _scan_grouped(scan, queries[phase], lists[phase], pool)
+        pool.thin()
+
+
+def _scan_grouped(scan, queries, lists, pool):
+    order = np.argsort(lists, kind="stable")
+    queries, lists = queries[order], lists[order]
+    starts = np.flatnonzero(np.diff(lists, prepend=-1))
+    for start, stop in zip(starts, np.append(starts[1:], len(lists))):
+        positions, keys, errors = scan(lists[start], queries[start:stop])
+        if len(positions):
+            pool.add(queries[start:stop], positions, keys, errors)
+
+
+@dataclass(frozen=True)
+class CodeScan:
+    """Scans lists of codes by asymmetric distance computation (Jegou et al. 2011, section 3.1).
+
+    A row is x = a + y, a its list's anchor and y decoded. By |q - x|^2 = |q - a|^2 + (|y|^2 + 2 a.y) -
+    2 q.y one table of products q.y for each query serves every list; the bracket is the row term.
+    Data far from zero has an origin o taken off a and q in the row term and in the products.
+    """
+
+    metric: Metric
+    queries: np.ndarray  # (n_queries, n_features) float64, as the metric sees them
+    tables: np.ndarray  # (n_queries, n_subspaces, n_codewords) products of q - o with the codewords
+    origin: np.ndarray  # (n_features,) o; zeros for cosine and inner product
+    decoded_eps: float  # relative rounding of decoded rows
+
+    def keys(self, query_numbers, anchor, codes, row_terms, inverse_norms, radius):
+        """Keys (n_queries, n_codes) and bounds (n_queries,) of their errors."""
+        queries = self.queries[query_numbers]
+        products = np.empty((len(queries), len(codes)))
+        adc_scan(self.tables, query_numbers, codes, products)
+        slack = 8 * (len(anchor) + 8) * EPS + 8 * self.decoded_eps
+        reach = _length(anchor) + radius
+        if self.metric.name in ("euclidean", "sqeuclidean"):
+            keys = np.square(queries - anchor).sum(axis=1)[:, None] + row_terms - 2 * products
+            span = _length(queries - anchor) + _length(queries - self.origin) + radius
+            return keys, slack * span * (span + reach)
+        products += (queries @ anchor)[:, None]
+        errors = slack * _length(queries) * reach
+        if self.metric.is_product:
+            return -products, errors
+        return 1 - products * inverse_norms, errors * inverse_norms.max(initial=0) + slack
+
+
+def _length(rows):
+    return np.sqrt(np.square(rows).sum(axis=-1))
+
+
+def lowest_keys(metric, queries, anchors, radii):
+    """A lower bound (n_queries, n_lists) of the keys of rows within radii of the anchors."""
+    products = queries @ anchors.T
+    if metric.is_product or metric.is_cosine:
+        lowest = -products - _length(queries)[:, None] * radii
+        slack = 1e-12 * _length(queries)[:, None] * (_length(anchors) + radii)
+        return lowest - slack + metric.is_cosine
+    sq_distances = np.empty(products.shape)
+    sq_distance_matrix(queries, anchors, sq_distances)
+    return np.square(np.maximum(np.sqrt(sq_distances) * (1 - 1e-9) - radii * (1 + 1e-9), 0))

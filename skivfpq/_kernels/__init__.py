@@ -1,0 +1,53 @@
+"""Arrays in, arrays out. Picks the compiled kernels or the reference ones once, at import.
+
+``SKIVFPQ_KERNELS=reference`` asks for the NumPy kernels, ``SKIVFPQ_SIMD=name`` for one instruction
+set of the compiled ones; :func:`skivfpq.show_versions` tells what runs.
+"""
+
+import os
+from importlib import import_module
+from importlib.util import find_spec
+
+from scipy import sparse
+
+from skivfpq._kernels import reference
+from skivfpq._kernels.reference import (
+    cluster_sums,
+    dense_rows,
+    pair_sq_distances,
+    row_blocks,
+    row_hashes,
+    sq_distance_matrix,
+)
+
+__all__ = [
+    "NATIVE",
+    "adc_scan",
+    "cluster_sums",
+    "dense_rows",
+    "nearest_centers",
+    "pair_sq_distances",
+    "row_blocks",
+    "row_hashes",
+    "sq_distance_matrix",
+]
+
+_choice = os.environ.get("SKIVFPQ_KERNELS", "")
+if _choice not in ("", "native", "reference"):
+    raise ImportError(f"SKIVFPQ_KERNELS must be 'native' or 'reference', got {_choice!r}.")
+
+# A build without a compiler has no compiled module.
+if _choice == "native" or (_choice == "" and find_spec("skivfpq._kernels.native") is not None):
+    native = import_module("skivfpq._kernels.native")
+else:
+    native = None
+
+NATIVE = native is not None
+_dense = native if NATIVE else reference
+adc_scan = _dense.adc_scan
+
+
+def nearest_centers(X, centers, labels, sq_distances):
+    """Label each row with its nearest center: CSR rows by the reference kernel, others by the best."""
+    kernels = reference if sparse.issparse(X) else _dense
+    kernels.nearest_centers(X, centers, labels, sq_distances)

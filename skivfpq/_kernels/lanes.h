@@ -1,0 +1,22 @@
+/* The lane kernel: float32 or float64 scores of every center for some rows, in lanes.c. */
+#ifndef SKIVFPQ_LANES_H
+#define SKIVFPQ_LANES_H
+
+#include <stdint.h>
+
+#define PASTE3_(a, b, c) a##_##b##_##c
+#define PASTE3(a, b, c) PASTE3_(a, b, c)
+#define SCORE(suffix) PASTE3(skivfpq_score_rows, suffix, LEVEL)
+
+/* Labels those of the rows whose best center is certain; keeps the others at the front of rows and
+ * returns their number, or -1 when scratch memory is missing (n_rows < 0 is passed on). */
+#define DECLARE_SCORE(suffix)                                                                        \
+    int64_t SCORE(suffix)(const void *X, int is_f64, int64_t n_features,  /* IN (n, d) f32 or f64 */ \
+                          const double *origin, double scale,             /* IN (d,) */              \
+                          const double *shifted, int64_t n_clusters,      /* IN (k, d) */            \
+                          int64_t *rows, int64_t n_rows,                  /* INOUT (n_rows,) */      \
+                          int32_t *labels)                                /* OUT (n,) */
+DECLARE_SCORE(f32);
+DECLARE_SCORE(f64);
+
+#endif
