@@ -103,7 +103,8 @@ def pca_rotation(X, slices):
     Parametric OPQ's eigenvalue allocation (Ge et al. 2013, section 3.2): axes by falling variance,
     each to the subspace of least product so far that has room.
     """
-    variances, axes = np.linalg.eigh(np.cov(X, rowvar=False, dtype=np.float64).reshape(2 * [X.shape[1]]))
+    covariance = np.cov(X, rowvar=False, bias=True, dtype=np.float64).reshape(2 * [X.shape[1]])
+    variances, axes = np.linalg.eigh(covariance)
     floor = max(variances[-1], np.finfo(np.float64).tiny) * 1e-12
     log_products = np.zeros(len(slices))
     dealt = [[] for _ in slices]

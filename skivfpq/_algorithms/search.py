@@ -200,25 +200,15 @@ def probe(metric, queries, centers, n_probes, sizes, k):
     """
     lists = nearest_lists(metric, queries, centers, n_probes)  # (n_queries, n_probes)
     cumulated = np.cumsum(sizes[lists], axis=1)
-    short = np.flatnonzero(cumulated[:, -1] < k)
-    if short.size and n_probes < len(centers):
-        wider = probe(metric, queries[short], centers, min(4 * n_probes, len(centers)), sizes, k)
-        needed = _until(wider, k, sizes)
-    else:
-        short, needed = np.empty(0, np.intp), (np.empty(0, np.intp),) * 3
-    enough = np.setdiff1d(np.arange(len(queries)), short)
-    before = cumulated[enough] - sizes[lists[enough]]  # rows in the lists nearer than this one
-    pair_queries = np.repeat(enough, n_probes)
-    return (
-        np.concatenate([pair_queries, short[needed[0]]]),
-        np.concatenate([lists[enough].ravel(), needed[1]]),
-        np.concatenate([(before < k).ravel(), needed[2]]),
-    )
-
-
-def _until(pairs, k, sizes):
-    """Only the seeds of pairs: what widening was for."""
-    return tuple(part[pairs[2]] for part in pairs)
+    before = cumulated - sizes[lists]  # rows in the lists nearer than this one
+    enough = np.flatnonzero((cumulated[:, -1] >= k) | (n_probes == len(centers)))
+    pairs = np.repeat(enough, n_probes), lists[enough].ravel(), (before[enough] < k).ravel()
+    if len(enough) == len(queries):
+        return pairs
+    short = np.setdiff1d(np.arange(len(queries)), enough)
+    numbers, lists, is_seed = probe(metric, queries[short], centers, min(4 * n_probes, len(centers)), sizes, k)
+    wider = short[numbers[is_seed]], lists[is_seed], is_seed[is_seed]
+    return tuple(np.concatenate(parts) for parts in zip(pairs, wider))
 
 
 def search_lists(scan, pairs, pool):
