@@ -52,7 +52,7 @@ def exact_neighbors(X, Y, n_neighbors=5, metric="euclidean"):
     if n_neighbors > len(Y):
         raise ValueError(f"n_neighbors={n_neighbors} must be at most the number of rows of Y, {len(Y)}.")
     metric = Metric(metric)
-    keys, indices = nearest_rows(metric, metric.rows(X), metric.rows(Y), n_neighbors)
+    keys, indices = nearest_rows(metric, metric.rows(X), Y, n_neighbors)
     return metric.distances(keys), indices.astype(np.int64, copy=False)
 
 
