@@ -9,32 +9,27 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
-from skivfpq._algorithms import codebooks as pq
 from skivfpq._algorithms.blocks import as_float_rows, effective_n_jobs, nearest_centers
 from skivfpq._algorithms.inverted_lists import InvertedLists
-from skivfpq._algorithms.search import (
-    CodeScan,
-    Metric,
-    Pool,
-    lowest_keys,
-    nearest_lists,
-    nearest_rows,
-    pair_keys,
-    probe,
-    scan_vectors,
-    search_lists,
-)
-from skivfpq._kernels import row_blocks
+from skivfpq._algorithms.ivf import InvertedFile, without_self
+from skivfpq._algorithms.probes import choose_probes, hold_out, true_neighbors
+from skivfpq._algorithms.search import Metric
 from skivfpq._kmeans import LloydKMeans
 from skivfpq._metrics import METRICS, neighbors_recall
 from skivfpq._product_quantizer import ProductQuantizer
 from skivfpq._sklearn_private import HasMethods, Interval, StrOptions, as_configured_sparse, fit_context
-from skivfpq._validation import as_generator, check_integer, check_row_numbers, draw_seed, validate_rows
+from skivfpq._validation import (
+    as_generator,
+    check_integer,
+    check_number,
+    check_row_numbers,
+    draw_seed,
+    validate_rows,
+)
 
 ROWS_PER_LIST = 16  # least mean length of a list for n_lists="auto"
 TRAINING_ROWS_PER_LIST = 128  # for the default coarse quantizer; all rows scan a few percent less
 TRAINING_ITERATIONS = 10
-CALIBRATION_QUERIES = 1000  # rows on which n_probes="auto" is measured: recall@10 to about 0.005
 
 
 def _has_vectors(index):
@@ -232,48 +227,36 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         """
         X = validate_rows(self, X, reset=True, keep_small=True)
         rng = as_generator(self.random_state)
-        self._fit_storage(X)
-        self._fit_coarse(X, rng)
-        self._fit_fine(X, rng)
-        self._lists = InvertedLists.empty(self.n_lists_)
-        self._append(X)
-        self._choose_probes(X, rng)
+        metric = Metric(self.metric)
+        n_lists = self._resolve_n_lists(len(X))
+        held_out, training = self._split(metric, X, n_lists, rng)  # training: as the metric sees rows
+
+        self.coarse_quantizer_ = self._fit_coarse(training, n_lists, rng)
+        centers = np.ascontiguousarray(self.coarse_quantizer_.cluster_centers_, dtype=np.float64)
+        self.fine_quantizer_ = self._fit_fine(training, centers, rng)
+        file = InvertedFile(
+            metric,
+            centers,
+            codebooks=None if self.fine_quantizer_ is None else self.fine_quantizer_._codebooks,
+            residual=self.by_residual or self.fine_quantizer_ is None,
+            keeps_vectors=self.fine_quantizer_ is None or self.refine_factor is not None,
+            lists=InvertedLists.empty(len(centers)),
+        )
+        self._dtype = np.dtype(self.vectors_dtype) if self.vectors_dtype else X.dtype
+        self._file = self._append(file, X)
+        self.n_probes_, self.recall_ = self._choose_probes(X, held_out)
+        self._n_probes_param = self.n_probes
         return self
 
-    def _fit_storage(self, X):
-        """What later changes of parameters must not touch: the metric, and what is kept of a row."""
-        self._metric = Metric(self.metric)
-        self._residual = self.by_residual or self.fine_quantizer is None
-        self._keeps_vectors = self.fine_quantizer is None or self.refine_factor is not None
-        self._dtype = np.dtype(self.vectors_dtype) if self.vectors_dtype else X.dtype
-
-    def _fit_coarse(self, X, rng):
-        """coarse_quantizer_, its centers as float64 (n_lists_, n_features) and n_lists_."""
-        n_lists = self._resolve_n_lists(len(X))
-        seed = draw_seed(rng)
-        if self.coarse_quantizer is None:
-            quantizer = LloydKMeans(
-                n_lists, init="random", n_init=1, max_iter=TRAINING_ITERATIONS, n_jobs=self.n_jobs
-            )
-            n_training = min(len(X), TRAINING_ROWS_PER_LIST * n_lists)
-            X = X[np.sort(rng.choice(len(X), n_training, replace=False))] if n_training < len(X) else X
-        else:
-            quantizer = clone(self.coarse_quantizer)
-            if "n_clusters" not in quantizer.get_params():
-                raise ValueError(
-                    "coarse_quantizer must be a clusterer with a parameter n_clusters, such as LloydKMeans; "
-                    f"got {quantizer!r}."
-                )
-            quantizer.set_params(n_clusters=n_lists)
-        if quantizer.get_params().get("random_state", seed) is None:
-            quantizer.set_params(random_state=seed)
-        with warnings.catch_warnings():
-            # fewer distinct rows than lists: fewer lists, which is what is wanted
-            warnings.filterwarnings("ignore", message="Number of distinct clusters")
-            self.coarse_quantizer_ = quantizer.fit(self._metric_rows(as_float_rows(X)))
-        self._centers = np.ascontiguousarray(self.coarse_quantizer_.cluster_centers_, dtype=np.float64)
-        self.n_lists_ = len(self._centers)
-        self._report(f"{self.n_lists_} lists trained.")
+    def _split(self, metric, X, n_lists, rng):
+        """Row numbers to measure recall with (None for a given n_probes), and the rows to train on."""
+        numbers = None
+        training = X
+        if self.n_probes == "auto":
+            numbers, left_out = hold_out(len(X), n_lists, rng)
+            training = np.delete(X, numbers, axis=0) if left_out else X
+        training = as_float_rows(training)
+        return numbers, metric.rows(training).astype(training.dtype) if metric.is_cosine else training
 
     def _resolve_n_lists(self, n_samples):
         if self.n_lists == "auto":
@@ -282,90 +265,105 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             raise ValueError(f"n_lists={self.n_lists} must be at most n_samples={n_samples}.")
         return int(self.n_lists)
 
-    def _fit_fine(self, X, rng):
-        """fine_quantizer_ on the rows, or on what their centers leave of them."""
-        self.fine_quantizer_ = None
+    def _fit_coarse(self, training, n_lists, rng):
+        quantizer, training = self._coarse_quantizer(training, n_lists, rng)
+        with warnings.catch_warnings():
+            # fewer distinct rows than lists: fewer lists, which is what is wanted
+            warnings.filterwarnings("ignore", message="Number of distinct clusters")
+            quantizer.fit(training)
+        self._report(f"{len(quantizer.cluster_centers_)} lists trained on {len(training)} rows.")
+        return quantizer
+
+    def _coarse_quantizer(self, training, n_lists, rng):
+        """The unfitted coarse quantizer and the rows for it."""
+        seed = draw_seed(rng)
+        if self.coarse_quantizer is None:
+            size = TRAINING_ROWS_PER_LIST * n_lists
+            if size < len(training):
+                training = training[np.sort(rng.choice(len(training), size, replace=False))]
+            quantizer = LloydKMeans(
+                n_lists,
+                init="random",
+                n_init=1,
+                max_iter=TRAINING_ITERATIONS,
+                n_jobs=self.n_jobs,
+                random_state=seed,
+            )
+            return quantizer, training
+        quantizer = clone(self.coarse_quantizer)
+        params = quantizer.get_params()
+        if "n_clusters" not in params:
+            raise ValueError(
+                "coarse_quantizer must be a clusterer with the parameter n_clusters, such as LloydKMeans, "
+                f"got {quantizer!r}."
+            )
+        quantizer.set_params(n_clusters=n_lists)
+        if params.get("random_state", seed) is None:
+            quantizer.set_params(random_state=seed)
+        return quantizer, training
+
+    def _fit_fine(self, training, centers, rng):
+        """The fitted fine quantizer, of the rows or of what their centers leave of them; or None."""
         if self.fine_quantizer is None:
-            return
-        rows = self._metric_rows(as_float_rows(X))
-        if self._residual:
-            labels, _ = nearest_centers(rows, self._centers, effective_n_jobs(self.n_jobs))
-            rows = (rows - self._centers[labels]).astype(rows.dtype)
+            return None
+        if self.by_residual:
+            labels, _ = nearest_centers(training, centers, effective_n_jobs(self.n_jobs))
+            training = (training - centers[labels]).astype(training.dtype)
         quantizer = clone(self.fine_quantizer)
         if quantizer.random_state is None:
             quantizer.set_params(random_state=draw_seed(rng))
-        self.fine_quantizer_ = quantizer.fit(rows)
-        self._report(f"{self.fine_quantizer_.n_subspaces_} codebooks trained.")
+        quantizer.fit(training)
+        self._report(f"{quantizer.n_subspaces_} codebooks trained.")
+        return quantizer
 
-    def _metric_rows(self, X):
-        """Rows of length one for the cosine, in their dtype."""
-        return self._metric.rows(X).astype(X.dtype) if self._metric.is_cosine else X
+    def _append(self, file, X):
+        """The file with new rows, in the dtype in which it keeps vectors."""
+        vectors = self._as_kept(X) if file.keeps_vectors else X
+        self._report(f"Filing {len(X)} rows.")
+        return file.append(vectors, effective_n_jobs(self.n_jobs))
 
-    def _append(self, X):
-        """File new rows; nothing changes before all of it has succeeded."""
-        stored = self._as_stored(X)
-        labels = np.empty(len(X), dtype=np.int64)
-        lengths = np.empty(len(X))
-        kept = {}
-        for block in row_blocks(len(X), 4 * X.shape[1]):
-            rows, labels[block], lengths[block] = self._file(stored[block])
-            for name, array in rows.items():
-                if name not in kept:
-                    kept[name] = np.empty((len(X), *array.shape[1:]), dtype=array.dtype)
-                kept[name][block] = array
-        if self._keeps_vectors:
-            kept["vectors"] = stored
-        self._lists = self._lists.append(labels, kept, lengths)
-        self.n_samples_fit_ = len(self._lists.positions)
-        self._n_features_out = self.n_samples_fit_
-        self._report(f"{len(X)} rows filed.")
-
-    def _as_stored(self, X):
-        """Rows in the dtype in which vectors are kept, if they fit it."""
-        if not self._keeps_vectors or X.dtype == self._dtype:
+    def _as_kept(self, X):
+        if X.dtype == self._dtype:
             return X
         with np.errstate(over="ignore", invalid="ignore"):
-            stored = X.astype(self._dtype)
-        if self._dtype.kind in "iu" and not np.array_equal(stored, X):
+            kept = X.astype(self._dtype)
+        if self._dtype.kind in "iu" and not np.array_equal(kept, X):
             raise ValueError(
-                f"This index keeps {self._dtype} vectors; X must hold integers of that range, got dtype "
+                f"X must hold integers in the range of {self._dtype}, which this index keeps; got dtype "
                 f"{X.dtype} with values from {X.min()} to {X.max()}. Fit on float rows to add such."
             )
-        if not np.isfinite(stored).all():
-            raise ValueError(f"X must fit vectors of dtype {self._dtype}, got values up to {np.abs(X).max():g}.")
-        return stored
+        if not np.isfinite(kept).all():
+            raise ValueError(
+                f"X must hold values in the range of {self._dtype}, got up to {np.abs(X).max():g}."
+            )
+        return kept
 
-    def _file(self, stored):
-        """Lists of some rows, what is kept of the rows, and their distances to their list's anchor."""
-        rows = self._metric.rows(stored)  # float64
-        labels = self._nearest_list(rows)
-        if self.fine_quantizer_ is None:
-            return {}, labels, np.sqrt(np.square(rows - self._centers[labels]).sum(axis=1))
-        anchors = self._anchors[labels]
-        dtype = self.fine_quantizer_.codebooks_[0].dtype
-        codes = self.fine_quantizer_._encode((rows - anchors).astype(dtype))
-        decoded = self.fine_quantizer_._decode(codes).astype(np.float64)
-        kept = {"codes": codes}
-        if self._metric.is_cosine:
-            kept["inverse_norms"] = self._metric.inverse_norms((decoded + anchors).astype(dtype))
-        elif not self._metric.is_product:
-            shifted = anchors - self._origin
-            kept["row_terms"] = np.square(decoded).sum(axis=1) + 2 * (decoded * shifted).sum(axis=1)
-        return kept, labels, np.sqrt(np.square(decoded).sum(axis=1))
+    def _choose_probes(self, X, held_out):
+        """Number of probes, and the recall that was measured for it."""
+        k = min(self.n_neighbors, len(X) - 1)
+        if self.n_probes != "auto":
+            return min(int(self.n_probes), self.n_lists_), None
+        if k == 0 or self.n_lists_ == 1:
+            return self.n_lists_, None
+        file = self._file
+        true = true_neighbors(file.metric, X, held_out, k)
+        return self._measured_probes(file.metric.rows(X[held_out]), true, self.target_recall, held_out)
 
-    def _nearest_list(self, metric_rows):
-        return nearest_centers(metric_rows, self._centers, effective_n_jobs(self.n_jobs))[0]
-
-    @property
-    def _anchors(self):
-        """What stored rows are relative to, (n_lists_, n_features): centers, or zeros."""
-        return self._centers if self._residual else np.zeros_like(self._centers)
-
-    @property
-    def _origin(self):
-        """What is taken off queries before their tables are made, (n_features,)."""
-        shifts = self._residual and self._metric.name in ("euclidean", "sqeuclidean")
-        return self._centers.mean(axis=0) if shifts else np.zeros(self.n_features_in_)
+    def _measured_probes(self, queries, true, target, own=None):
+        n_probes, recall = choose_probes(self._file, queries, true, target, self._refine_factor(), own)
+        self._report(f"{n_probes} probes reach a recall of {recall:.4f}.")
+        if self.fine_quantizer_ is not None and recall < target:
+            if self._file.keeps_vectors:
+                remedy = f"Raise refine_factor (now {self.refine_factor})"
+            else:
+                remedy = "Set refine_factor to re-rank by exact distances"
+            warnings.warn(
+                f"The codes reach a recall of {recall:.3f}, below target_recall={target}, however many lists "
+                f"are probed. {remedy}, or keep longer codes (n_subspaces, n_bits of fine_quantizer).",
+                UserWarning,
+                stacklevel=4,
+            )
+        return n_probes, recall
 
     def partial_fit(self, X, y=None):
         """Add rows without training anew; the first call is ``fit``.
@@ -387,9 +385,9 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         ValueError
             X is not as described, or does not fit the dtype in which vectors are kept.
         """
-        if not hasattr(self, "_lists"):
+        if not hasattr(self, "_file"):
             return self.fit(X)
-        self._append(validate_rows(self, X, keep_small=True))
+        self._file = self._append(self._file, validate_rows(self, X, keep_small=True))
         return self
 
     def remove(self, indices):
@@ -411,7 +409,7 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             A number is out of range, or its row was removed before.
         """
         check_is_fitted(self)
-        self._lists = self._lists.remove(self._check_live("indices", indices))
+        self._file = self._file.remove(_check_live("indices", indices, self._file.lists))
         return self
 
     def reconstruct(self, indices):
@@ -433,25 +431,8 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             A number is out of range, or its row was removed.
         """
         check_is_fitted(self)
-        lists = self._lists
-        return self._stored_rows(lists, lists.positions[self._check_live("indices", indices)])
-
-    def _stored_rows(self, lists, positions):
-        if self._keeps_vectors:
-            return lists.rows["vectors"][positions]
-        return self._metric_rows(self._decoded(lists, positions))
-
-    def _check_live(self, name, indices):
-        numbers = check_row_numbers(name, indices, self.n_samples_fit_)
-        removed = numbers[self._lists.positions[numbers] < 0]
-        if removed.size:
-            raise ValueError(f"{name} must name rows of the index, but row {removed[0]} was removed.")
-        return numbers
-
-    def _decoded(self, lists, positions):
-        """Anchors plus decoded codes, in the dtype of the codebooks."""
-        decoded = self.fine_quantizer_._decode(lists.rows["codes"][positions])
-        return (decoded + self._anchors[lists.list_of(positions)]).astype(decoded.dtype)
+        lists = self._file.lists
+        return self._file.kept_rows(lists.positions[_check_live("indices", indices, lists)])
 
     # --------------------------------------------------------------------------------- searching
 
@@ -497,165 +478,40 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             described.
         """
         check_is_fitted(self)
-        lists = self._lists
-        n_neighbors = check_integer("n_neighbors", self.n_neighbors if n_neighbors is None else n_neighbors, 1)
-        settings = self._resolve_n_probes(n_probes), self._resolve_refine_factor(refine_factor)
-        allowed = self._allowed(lists, subset)
+        file = self._file
+        k = check_integer("n_neighbors", self.n_neighbors if n_neighbors is None else n_neighbors, 1)
+        settings = self._probes(n_probes), self._refine_factor(refine_factor), _allowed(file.lists, subset)
+        numbers, queries = self._queries(file, X)
+        _check_enough(k, file.lists, settings[-1], len(queries), own=X is None)
         if X is None:
-            numbers, queries = self._own_rows(lists)
-            self._check_enough(n_neighbors, lists, allowed, len(numbers), own=True)
-            keys, indices = self._search(lists, queries, n_neighbors + 1, *settings, allowed)
-            keys, indices = _without_self(keys, indices, numbers)
+            keys, indices = without_self(*file.search(queries, k + 1, *settings), numbers)
         else:
-            queries = self._metric.rows(validate_rows(self, X))
-            self._check_enough(n_neighbors, lists, allowed, len(queries))
-            keys, indices = self._search(lists, queries, n_neighbors, *settings, allowed)
-        return (self._metric.distances(keys), indices) if return_distance else indices
+            keys, indices = file.search(queries, k, *settings)
+        return (file.metric.distances(keys), indices) if return_distance else indices
 
-    def _own_rows(self, lists):
-        """Numbers of the live rows, and the rows as queries."""
-        numbers = np.flatnonzero(lists.positions >= 0)
-        return numbers, self._metric.rows(self._stored_rows(lists, lists.positions[numbers]))
+    def _queries(self, file, X):
+        """Queries as the metric sees them; the live rows with their numbers where X is None."""
+        if X is not None:
+            return None, file.metric.rows(validate_rows(self, X))
+        numbers = np.flatnonzero(file.lists.positions >= 0)
+        return numbers, file.metric.rows(file.kept_rows(file.lists.positions[numbers]))
 
-    def _resolve_n_probes(self, n_probes=None):
-        if n_probes is None:  # what was tuned, unless the parameter was changed since
+    def _probes(self, n_probes=None):
+        if n_probes is None:  # what was measured, unless the parameter was changed since
             unchanged = isinstance(self.n_probes, str) or self.n_probes == self._n_probes_param
             n_probes = self.n_probes_ if unchanged else self.n_probes
         return min(check_integer("n_probes", n_probes, 1), self.n_lists_)
 
-    def _resolve_refine_factor(self, refine_factor=None):
+    def _refine_factor(self, refine_factor=None):
         factor = self.refine_factor if refine_factor is None else refine_factor
         if factor is None or self.fine_quantizer_ is None:
             return None
-        if isinstance(factor, bool) or not isinstance(factor, Real) or not 1 <= factor < np.inf:
-            raise ValueError(f"refine_factor must be a number >= 1 or None, got {factor!r}.")
-        if not self._keeps_vectors:
+        if not self._file.keeps_vectors:
             raise ValueError(
                 f"refine_factor={factor} re-ranks by vectors, but this index keeps codes only: "
                 "set refine_factor before fit."
             )
-        return factor
-
-    def _allowed(self, lists, subset):
-        """Mask over positions of the rows that may be returned, or None for all."""
-        if subset is None:
-            return None
-        positions = lists.positions[check_row_numbers("subset", subset, len(lists.positions))]
-        allowed = np.zeros(len(lists.ids), dtype=bool)
-        allowed[positions[positions >= 0]] = True
-        return allowed
-
-    def _check_enough(self, n_neighbors, lists, allowed, n_queries, own=False):
-        n_rows = len(lists.ids) if allowed is None else np.count_nonzero(allowed)
-        if n_neighbors > n_rows - own:
-            rows = f"{n_rows} live rows" if allowed is None else f"{n_rows} live rows of subset"
-            raise ValueError(
-                f"Expected n_neighbors <= n_samples_fit, but n_neighbors = {n_neighbors}, n_samples_fit = "
-                f"{len(lists.positions)}, n_samples = {n_queries}; there are {rows}"
-                f"{', and no row is its own neighbour' if own else ''}."
-            )
-
-    def _search(self, lists, queries, k, n_probes, refine_factor, allowed=None):
-        """Keys and row numbers (n_queries, k) of the nearest rows, block by block of queries."""
-        keys, ids = np.empty((len(queries), k)), np.empty((len(queries), k), dtype=np.int64)
-        for block in self._query_blocks(len(queries)):
-            keys[block], ids[block] = self._search_block(
-                lists, queries[block], k, n_probes, refine_factor, allowed
-            )
-        return keys, ids
-
-    def _query_blocks(self, n_queries):
-        elements = self.n_lists_
-        if self.fine_quantizer_ is not None:
-            elements += sum(len(codewords) for codewords in self.fine_quantizer_.codebooks_)
-        return row_blocks(n_queries, elements)
-
-    def _search_block(self, lists, queries, k, n_probes, refine_factor, allowed):
-        n_rows, sizes = self._allowed_sizes(lists, allowed)
-        n_candidates = k if refine_factor is None else min(int(np.ceil(refine_factor * k)), n_rows)
-        pairs = probe(self._metric, queries, self._centers, n_probes, sizes, n_candidates)
-        pool = Pool(len(queries), n_candidates)
-        search_lists(self._scan(lists, queries, allowed), pairs, pool)
-        keys, positions = pool.nearest(self._exact_keys(lists, queries), lists.ids)
-        if refine_factor is not None:
-            keys, positions = self._refine(lists, queries, positions, k)
-        return keys, lists.ids[positions]
-
-    def _allowed_sizes(self, lists, allowed):
-        """Rows that may be returned: how many, and how many in each list."""
-        if allowed is None:
-            return len(lists.ids), lists.sizes
-        cumulated = np.concatenate([[0], np.cumsum(allowed)])
-        return cumulated[-1], np.diff(cumulated[lists.offsets])
-
-    def _scan(self, lists, queries, allowed):
-        """The function (list, query numbers) -> positions, keys, errors that searches one list."""
-        keys_of = self._vector_keys(lists, queries) if self.fine_quantizer_ is None else self._code_keys(lists, queries)
-
-        def scan(number, query_numbers):
-            positions = np.arange(lists.offsets[number], lists.offsets[number + 1])
-            if allowed is not None:
-                positions = positions[allowed[positions]]
-            if len(positions) == 0:
-                return positions, None, None
-            return positions, *keys_of(number, query_numbers, positions)
-
-        return scan
-
-    def _vector_keys(self, lists, queries):
-        def keys_of(number, query_numbers, positions):
-            rows = self._metric.rows(lists.rows["vectors"][positions])
-            radius = lists.radii[number] * (1 + 1e-9)
-            return scan_vectors(self._metric, queries[query_numbers], rows, self._centers[number], radius)
-
-        return keys_of
-
-    def _code_keys(self, lists, queries):
-        quantizer, origin, anchors = self.fine_quantizer_, self._origin, self._anchors
-        shifted = pq.rotate(queries - origin, quantizer.rotation_)
-        tables = pq.product_tables(shifted, quantizer._slices, quantizer.codebooks_)
-        eps = np.finfo(quantizer.codebooks_[0].dtype).eps
-        scan = CodeScan(self._metric, queries, tables, origin, eps)
-        row_terms, inverse_norms = lists.rows.get("row_terms"), lists.rows.get("inverse_norms")
-
-        def keys_of(number, query_numbers, positions):
-            return scan.keys(
-                query_numbers,
-                anchors[number],
-                lists.rows["codes"][positions],
-                None if row_terms is None else row_terms[positions],
-                None if inverse_norms is None else inverse_norms[positions],
-                lists.radii[number] * (1 + 1e-9),
-            )
-
-        return keys_of
-
-    def _exact_keys(self, lists, queries):
-        """The function (query numbers, positions) -> keys of vectors, or of decoded codes."""
-        if self.fine_quantizer_ is None:
-            return self._exact_vector_keys(lists, queries)
-        return pair_keys(
-            self._metric,
-            queries,
-            lambda positions: self._metric.rows(self._decoded(lists, positions)),
-            queries.shape[1],
-        )
-
-    def _exact_vector_keys(self, lists, queries):
-        return pair_keys(
-            self._metric,
-            queries,
-            lambda positions: self._metric.rows(lists.rows["vectors"][positions]),
-            queries.shape[1],
-        )
-
-    def _refine(self, lists, queries, positions, k):
-        """Re-rank candidates (n_queries, n_candidates) by the exact keys of their vectors."""
-        n_queries, n_candidates = positions.shape
-        numbers = np.repeat(np.arange(n_queries), n_candidates)
-        keys = self._exact_vector_keys(lists, queries)(numbers, positions.ravel()).reshape(positions.shape)
-        order = np.lexsort((lists.ids[positions], keys), axis=1)[:, :k]
-        return np.take_along_axis(keys, order, 1), np.take_along_axis(positions, order, 1)
+        return check_number("refine_factor", factor, low=1)
 
     def radius_neighbors(self, X=None, radius=1.0, return_distance=True, *, sort_results=False, subset=None):
         """All rows within a distance of each query, nearest first.
@@ -689,40 +545,14 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             An argument is not as described.
         """
         check_is_fitted(self)
-        lists = self._lists
-        key = self._key_of_radius(radius)
-        allowed = self._allowed(lists, subset)
-        if X is None:
-            numbers, queries = self._own_rows(lists)
-        else:
-            numbers, queries = None, self._metric.rows(validate_rows(self, X))
+        file = self._file
+        key = file.metric.key_of_radius(check_number("radius", radius))
+        numbers, queries = self._queries(file, X)
         distances, indices = np.empty(len(queries), dtype=object), np.empty(len(queries), dtype=object)
-        for block in self._query_blocks(len(queries)):
-            found = self._search_radius(lists, queries[block], key, allowed)
-            for i, (keys, ids) in enumerate(found, start=block.start):
-                others = slice(None) if numbers is None else ids != numbers[i]
-                distances[i], indices[i] = self._metric.distances(keys[others]), ids[others]
+        for i, (keys, ids) in enumerate(file.search_radius(queries, key, _allowed(file.lists, subset))):
+            others = slice(None) if numbers is None else ids != numbers[i]
+            distances[i], indices[i] = file.metric.distances(keys[others]), ids[others]
         return (distances, indices) if return_distance else indices
-
-    def _key_of_radius(self, radius):
-        if isinstance(radius, bool) or not isinstance(radius, Real) or not np.isfinite(radius):
-            raise ValueError(f"radius must be a finite number, got {radius!r}.")
-        return self._metric.key_of_radius(float(radius))
-
-    def _search_radius(self, lists, queries, key, allowed):
-        """Keys and row numbers of the rows up to that key, a pair for each query."""
-        if self._metric.is_cosine and self.fine_quantizer_ is not None:
-            lowest = np.full((len(queries), self.n_lists_), -np.inf)  # decoded rows are renormalised
-        else:
-            lowest = lowest_keys(self._metric, queries, self._anchors, lists.radii * (1 + 1e-6))
-        near, numbers = np.nonzero(lowest <= key)
-        pool = Pool(len(queries), None, threshold=key)
-        search_lists(self._scan(lists, queries, allowed), (near, numbers, near >= 0), pool)
-        found, positions, keys = pool.ranked(self._exact_keys(lists, queries), lists.ids)
-        inside = keys <= key
-        found, keys, ids = found[inside], keys[inside], lists.ids[positions[inside]].astype(np.int64)
-        bounds = np.searchsorted(found, np.arange(len(queries) + 1))
-        return [(keys[i:j], ids[i:j]) for i, j in zip(bounds[:-1], bounds[1:])]
 
     # ------------------------------------------------------------------------------------ graphs
 
@@ -784,16 +614,16 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         check_is_fitted(self)
         if mode not in ("connectivity", "distance"):
             raise ValueError(f"mode must be 'connectivity' or 'distance', got {mode!r}.")
-        if mode == "distance" and self._metric.is_product:
+        if mode == "distance" and self._file.metric.is_product:
             raise ValueError(
-                "mode='distance' needs distances that are not negative, which metric='inner_product' does not "
-                "give: use metric='cosine', or mode='connectivity'."
+                "mode='distance' needs distances that are not negative, which metric='inner_product' does "
+                "not give: use metric='cosine', or mode='connectivity'."
             )
 
     def _graph(self, X, distances, indices, mode):
         lengths = np.array([len(row) for row in indices], dtype=np.int64)
         if X is None:  # square: removed rows are there, and empty
-            live = self._lists.positions >= 0
+            live = self._file.lists.positions >= 0
             lengths, live_lengths = np.zeros(len(live), dtype=np.int64), lengths
             lengths[live] = live_lengths
         columns = np.concatenate([np.empty(0, np.int64), *indices])
@@ -838,7 +668,8 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             Numbers of lists.
         """
         check_is_fitted(self)
-        return self._nearest_list(self._metric.rows(validate_rows(self, X)))
+        rows = self._file.metric.rows(validate_rows(self, X))
+        return self._file.nearest_list(rows, effective_n_jobs(self.n_jobs))
 
     # ------------------------------------------------------------------------------------ recall
 
@@ -863,16 +694,12 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         AttributeError
             The index keeps no vectors: a fine_quantizer without refine_factor.
         """
+        check_is_fitted(self)
+        if not self._file.keeps_vectors:
+            raise ValueError("score needs the vectors, but refine_factor was not set before fit.")
         found = self.kneighbors(X, return_distance=False)
-        if not self._keeps_vectors:
-            raise ValueError("score needs the vectors, but refine_factor was set only after fit.")
-        queries = self._metric.rows(validate_rows(self, X))
-        return neighbors_recall(self._exact(self._lists, queries, self.n_neighbors), found)
-
-    def _exact(self, lists, queries, k):
-        """Row numbers (n_queries, k) of the true neighbours among the live rows."""
-        _, positions = nearest_rows(self._metric, queries, lists.rows["vectors"], k, lists.ids)
-        return lists.ids[positions]
+        _, queries = self._queries(self._file, X)
+        return neighbors_recall(self._file.exact(queries, self.n_neighbors), found)
 
     def tune(self, X, target_recall=None, n_neighbors=None):
         """Choose the fewest probes that reach a recall on queries of yours; nothing is rebuilt.
@@ -905,120 +732,78 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             The codes cannot reach that recall.
         """
         check_is_fitted(self)
-        target = self.target_recall if target_recall is None else target_recall
-        if isinstance(target, bool) or not isinstance(target, Real) or not 0 < target <= 1:
-            raise ValueError(f"target_recall must be a number above 0 and up to 1, got {target!r}.")
+        target = check_number(
+            "target_recall", self.target_recall if target_recall is None else target_recall, above=0, high=1
+        )
         k = check_integer("n_neighbors", self.n_neighbors if n_neighbors is None else n_neighbors, 1)
-        lists = self._lists
-        queries = self._metric.rows(validate_rows(self, X))
-        self._check_enough(k, lists, None, len(queries))
-        if self._keeps_vectors:
-            true = self._exact(lists, queries, k)
-        else:
-            true = self._search(lists, queries, k, self.n_lists_, None)[1]
-        self._calibrate(lists, queries, true, None, target)
+        _, queries = self._queries(self._file, X)
+        _check_enough(k, self._file.lists, None, len(queries))
+        true = self._file.exact(queries, k)
+        self.n_probes_, self.recall_ = self._measured_probes(queries, true, target)
+        self._n_probes_param = self.n_probes
         return self
 
-    def _choose_probes(self, X, rng):
-        if self.n_probes != "auto":
-            self.n_probes_, self.recall_ = min(int(self.n_probes), self.n_lists_), None
-            self._n_probes_param = self.n_probes
-            return
-        n_queries = min(CALIBRATION_QUERIES, len(X))
-        numbers = np.sort(rng.choice(len(X), n_queries, replace=False))
-        k = min(self.n_neighbors, len(X) - 1)
-        if k == 0 or self.n_lists_ == 1:
-            self.n_probes_, self.recall_, self._n_probes_param = self.n_lists_, 1.0, self.n_probes
-            return
-        queries = self._metric.rows(X[numbers])
-        keys, true = nearest_rows(self._metric, queries, X, k + 1)
-        self._calibrate(self._lists, queries, _without_self(keys, true, numbers)[1], numbers, self.target_recall)
+    # ------------------------------------------------------------------------------- what is fitted
 
-    def _calibrate(self, lists, queries, true, own, target):
-        """Set n_probes_ to the fewest lists that reach the target; own are the queries' row numbers, if any."""
-        coverage = self._coverage(lists, queries, true)
-        n_probes = int(np.argmax(coverage >= min(target, coverage[-1]))) + 1
-        recall = coverage[n_probes - 1]
-        if self.fine_quantizer_ is not None:
-            n_probes, recall = self._probes_of_codes(lists, queries, true, own, target, n_probes)
-        self.n_probes_, self.recall_, self._n_probes_param = n_probes, float(recall), self.n_probes
-        self._report(f"{n_probes} probes reach a recall of {recall:.4f}.")
+    @property
+    def n_lists_(self):
+        """Number of lists."""
+        return len(self._file.centers)
 
-    def _coverage(self, lists, queries, true):
-        """Share of the true neighbours in the nearest 1, 2, ... lists, (n_lists_,)."""
-        hits = np.zeros(self.n_lists_)
-        for block in row_blocks(len(queries), self.n_lists_ * queries.shape[1]):
-            order = nearest_lists(self._metric, queries[block], self._centers, self.n_lists_)
-            rank = np.argsort(order, axis=1)
-            lists_of_true = lists.list_of(lists.positions[true[block]])
-            ranks = np.take_along_axis(rank, lists_of_true, axis=1)
-            hits += np.bincount(ranks.ravel(), minlength=self.n_lists_)
-        return np.cumsum(hits) / true.size
+    @property
+    def n_samples_fit_(self):
+        """Rows ever added."""
+        return len(self._file.lists.positions)
 
-    def _probes_of_codes(self, lists, queries, true, own, target, n_probes):
-        """Fewest probes, from n_probes on, with which the codes reach the target, and the recall.
-
-        Doubles the probes until the target is reached or more probes do not help, then bisects.
-        """
-        k = true.shape[1]
-        factor = self._resolve_refine_factor()
-
-        def recall_with(probes):
-            keys, found = self._search(lists, queries, k + (own is not None), probes, factor)
-            return neighbors_recall(true, found if own is None else _without_self(keys, found, own)[1])
-
-        low, high, recall = n_probes - 1, n_probes, recall_with(n_probes)
-        while recall < target and high < self.n_lists_:
-            wider = min(2 * high, self.n_lists_)
-            gained = recall_with(wider)
-            if gained < min(target, recall + 0.002):
-                break
-            low, high, recall = high, wider, gained
-        if recall < target:
-            self._warn_unreachable(target, recall, factor)
-        while high - low > max(1, high // 32) and recall >= target:
-            middle = (low + high) // 2
-            with_middle = recall_with(middle)
-            if with_middle >= target:
-                high, recall = middle, with_middle
-            else:
-                low = middle
-        return high, recall
-
-    def _warn_unreachable(self, target, recall, factor):
-        if factor is None and self._keeps_vectors is False:
-            remedy = "Set refine_factor to re-rank by exact distances, or keep longer codes (n_subspaces, n_bits)."
-        else:
-            remedy = f"Raise refine_factor (now {factor}), or keep longer codes (n_subspaces, n_bits)."
-        warnings.warn(
-            f"The codes reach a recall of {recall:.3f}, below target_recall={target}, however many lists are "
-            f"probed. {remedy}",
-            UserWarning,
-            stacklevel=4,
-        )
+    @property
+    def _n_features_out(self):
+        return self.n_samples_fit_
 
     @property
     def labels_(self):
         """List of each row, -1 for removed ones, (n_samples_fit_,) int32."""
-        return self._lists.labels
+        return self._file.lists.labels
 
     @property
     def list_sizes_(self):
         """Rows in each list, (n_lists_,)."""
-        return self._lists.sizes
+        return self._file.lists.sizes
 
     @property
     def bytes_per_vector_(self):
         """Bytes kept for each row."""
-        return self._lists.nbytes / max(1, len(self._lists.ids))
+        return self._file.lists.nbytes / max(1, len(self._file.lists.ids))
 
     def _report(self, message):
         if self.verbose:
             print(message)  # noqa: T201 - verbose means this
 
 
-def _without_self(keys, indices, numbers):
-    """Neighbours (n, k + 1) of rows less the row itself, or less the last where it was not found."""
-    own = indices == numbers[:, None]
-    own[~own.any(axis=1), -1] = True
-    return keys[~own].reshape(len(keys), -1), indices[~own].reshape(len(keys), -1)
+def _check_live(name, indices, lists):
+    """Row numbers (n,) of rows that the index holds."""
+    numbers = check_row_numbers(name, indices, len(lists.positions))
+    removed = numbers[lists.positions[numbers] < 0]
+    if removed.size:
+        raise ValueError(f"{name} must name rows of the index, but row {removed[0]} was removed.")
+    return numbers
+
+
+def _allowed(lists, subset):
+    """Mask over positions of the rows that may be returned, or None for all."""
+    if subset is None:
+        return None
+    positions = lists.positions[check_row_numbers("subset", subset, len(lists.positions))]
+    allowed = np.zeros(len(lists.ids), dtype=bool)
+    allowed[positions[positions >= 0]] = True
+    return allowed
+
+
+def _check_enough(n_neighbors, lists, allowed, n_queries, own=False):
+    n_rows = len(lists.ids) if allowed is None else np.count_nonzero(allowed)
+    if n_neighbors > n_rows - own:
+        raise ValueError(
+            f"Expected n_neighbors <= n_samples_fit, but n_neighbors = {n_neighbors}, n_samples_fit = "
+            f"{len(lists.positions)}, n_samples = {n_queries}; there are {n_rows} live rows"
+            f"{' in subset' if allowed is not None else ''}"
+            f"{', and no row is its own neighbour' if own else ''}."
+        )

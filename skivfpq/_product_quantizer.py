@@ -252,9 +252,11 @@ class ProductQuantizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
 
     def _encode(self, X):
         codes = np.empty((len(X), self.n_subspaces_), dtype=np.uint8 if self.n_bits <= 8 else np.uint16)
-        rotated = pq.rotate(X, self.rotation_)
-        pq.encode(rotated, self._slices, self.codebooks_, codes, effective_n_jobs(self.n_jobs))
-        return codes
+        return self._codebooks.encode(X, effective_n_jobs(self.n_jobs), codes)
+
+    @property
+    def _codebooks(self):
+        return pq.Codebooks(self._slices, self.codebooks_, self.rotation_)
 
     def predict(self, X):
         """Encode rows, as ``transform``: nearest codewords, as ``KMeans.predict`` gives nearest centers.
@@ -291,7 +293,7 @@ class ProductQuantizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
             The codes are no integers, not of that shape, or name codewords that were not learnt.
         """
         check_is_fitted(self)
-        return self._decode(self._validate_codes(X))
+        return self._codebooks.decode(self._validate_codes(X))
 
     def _validate_codes(self, X):
         codes = np.asarray(X)
@@ -307,10 +309,6 @@ class ProductQuantizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
                 f"{codes.min()} to {codes.max()}."
             )
         return codes
-
-    def _decode(self, codes):
-        decoded = pq.decode(codes, self._slices, self.codebooks_)
-        return decoded if self.rotation_ is None else pq.rotate(decoded, self.rotation_.T)
 
     def distance_tables(self, X):
         """Squared distance of each part of each row to each codeword.
@@ -329,7 +327,7 @@ class ProductQuantizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         """
         check_is_fitted(self)
         X = validate_rows(self, X)
-        tables = pq.distance_tables(pq.rotate(X, self.rotation_), self._slices, self.codebooks_, 1 << self.n_bits)
+        tables = self._codebooks.distance_tables(X, 1 << self.n_bits)
         return tables.astype(X.dtype, copy=False)
 
     def score(self, X, y=None):
@@ -349,7 +347,7 @@ class ProductQuantizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         """
         check_is_fitted(self)
         X = validate_rows(self, X)
-        errors = X - self._decode(self._encode(X)).astype(np.float64)
+        errors = X - self._codebooks.decode(self._encode(X)).astype(np.float64)
         return -float(np.square(errors).sum(axis=1).mean())
 
     @property

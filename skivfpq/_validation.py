@@ -83,6 +83,20 @@ def check_integer(name, value, low, high=None):
     return int(value)
 
 
+def check_number(name, value, *, low=None, above=None, high=None):
+    """A finite float, at least low, above ``above``, at most high."""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}.")
+    bounds = {"at least": low, "above": above, "at most": high}
+    inside = (
+        (low is None or value >= low) and (above is None or value > above) and (high is None or value <= high)
+    )
+    if not (np.isfinite(value) and inside):
+        expected = "".join(f", {word} {bound}" for word, bound in bounds.items() if bound is not None)
+        raise ValueError(f"{name} must be finite{expected}, got {value}.")
+    return float(value)
+
+
 def check_row_numbers(name, indices, n_rows):
     """Row numbers (n,) int64 below n_rows from a list of them or from a boolean mask of that length."""
     indices = np.asarray(indices)
@@ -95,7 +109,9 @@ def check_row_numbers(name, indices, n_rows):
         )
     if indices.dtype.kind == "b":
         if len(indices) != n_rows:
-            raise ValueError(f"{name} as a mask must have {n_rows} entries, one for each row, got {len(indices)}.")
+            raise ValueError(
+                f"{name} as a mask must have {n_rows} entries, one for each row, got {len(indices)}."
+            )
         return np.flatnonzero(indices)
     if int(indices.min()) < 0 or int(indices.max()) >= n_rows:
         wrong = indices.min() if indices.min() < 0 else indices.max()

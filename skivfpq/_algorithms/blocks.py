@@ -2,6 +2,7 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import joblib
 import numpy as np
@@ -51,7 +52,7 @@ def map_rows(function, n_rows, n_threads):
     """Call function(slice) for consecutive slices of the rows, on up to n_threads threads."""
     n_tasks = max(1, min(4 * n_threads, n_rows // ROWS_PER_TASK))
     bounds = np.linspace(0, n_rows, n_tasks + 1).astype(int)
-    slices = [slice(start, stop) for start, stop in zip(bounds[:-1], bounds[1:])]
+    slices = [slice(start, stop) for start, stop in pairwise(bounds)]
     if n_threads == 1 or n_tasks == 1:
         for rows in slices:
             function(rows)

@@ -1,5 +1,8 @@
 """Product quantization: subspaces, their codebooks, codes, tables and rotations."""
 
+from dataclasses import dataclass
+from itertools import pairwise
+
 import numpy as np
 
 from skivfpq._algorithms.blocks import nearest_centers
@@ -13,7 +16,7 @@ N_ALTERNATIONS = 20  # of OPQ: later ones lower the error by less than 0.1 % eac
 def subspace_slices(n_features, n_subspaces):
     """Column slices of the subspaces, as ``numpy.array_split`` cuts: sizes differ by one at most."""
     bounds = np.cumsum([0] + [len(part) for part in np.array_split(np.arange(n_features), n_subspaces)])
-    return [slice(start, stop) for start, stop in zip(bounds[:-1], bounds[1:])]
+    return [slice(start, stop) for start, stop in pairwise(bounds)]
 
 
 def train_codebooks(X, slices, n_codewords, *, max_iter, rng, n_threads, report):
@@ -45,40 +48,63 @@ def refine_codebooks(X, slices, codebooks, *, max_iter, n_threads, report=lambda
     return refined, max(n_iters)
 
 
-def encode(X, slices, codebooks, codes, n_threads):
-    """codes[:, m] (OUT) = nearest codeword of the m-th part of each row."""
-    for m, columns in enumerate(slices):
-        codes[:, m], _ = nearest_centers(np.ascontiguousarray(X[:, columns]), codebooks[m], n_threads)
+@dataclass(frozen=True, eq=False)
+class Codebooks:
+    """Codewords of all subspaces, and the rotation that comes first."""
 
+    slices: list  # of columns, one for each subspace
+    codewords: list  # of (n_codewords, subspace_dim), one for each subspace
+    rotation: np.ndarray | None  # (n_features, n_features)
 
-def decode(codes, slices, codebooks):
-    """Concatenated codewords (n_samples, n_features) of the codes (n_samples, n_subspaces)."""
-    decoded = np.empty((len(codes), slices[-1].stop), dtype=codebooks[0].dtype)
-    for m, columns in enumerate(slices):
-        decoded[:, columns] = codebooks[m][codes[:, m]]
-    return decoded
+    @property
+    def dtype(self):
+        """Of the codewords and of decoded rows."""
+        return self.codewords[0].dtype
 
+    @property
+    def n_codewords(self):
+        """Most codewords of a subspace."""
+        return max(len(codewords) for codewords in self.codewords)
 
-def distance_tables(X, slices, codebooks, n_codewords):
-    """Squared distance of each row's m-th part to each codeword, (n_samples, n_subspaces, n_codewords).
+    def encode(self, X, n_threads, codes=None):
+        """Number of the nearest codeword in each subspace, (n_samples, n_subspaces)."""
+        if codes is None:
+            codes = np.empty((len(X), len(self.slices)), np.uint8 if self.n_codewords <= 256 else np.uint16)
+        rotated = rotate(X, self.rotation)
+        for m, columns in enumerate(self.slices):
+            part = np.ascontiguousarray(rotated[:, columns])
+            codes[:, m], _ = nearest_centers(part, self.codewords[m], n_threads)
+        return codes
 
-    +inf stands for codewords that were not learnt.
-    """
-    tables = np.full((len(X), len(slices), n_codewords), np.inf)
-    for m, columns in enumerate(slices):
-        part = np.empty((len(X), len(codebooks[m])))
-        sq_distance_matrix(X[:, columns], codebooks[m].astype(np.float64), part)
-        tables[:, m, : len(codebooks[m])] = part
-    return tables
+    def decode(self, codes):
+        """Concatenated codewords, rotated back, (n_samples, n_features)."""
+        decoded = np.empty((len(codes), self.slices[-1].stop), dtype=self.dtype)
+        for m, columns in enumerate(self.slices):
+            decoded[:, columns] = self.codewords[m][codes[:, m]]
+        return decoded if self.rotation is None else rotate(decoded, self.rotation.T)
 
+    def distance_tables(self, X, n_codewords):
+        """Squared distance of each row's m-th part to each codeword, (n_samples, n_subspaces, n_codewords).
 
-def product_tables(X, slices, codebooks):
-    """Inner product of each row's m-th part with each codeword, (n_samples, n_subspaces, n_codewords)."""
-    n_codewords = max(len(codewords) for codewords in codebooks)
-    tables = np.zeros((len(X), len(slices), n_codewords))
-    for m, columns in enumerate(slices):
-        tables[:, m, : len(codebooks[m])] = X[:, columns] @ codebooks[m].astype(np.float64).T
-    return tables
+        +inf stands for codewords that were not learnt.
+        """
+        rotated = rotate(X, self.rotation)
+        tables = np.full((len(X), len(self.slices), n_codewords), np.inf)
+        for m, columns in enumerate(self.slices):
+            part = np.empty((len(X), len(self.codewords[m])))
+            sq_distance_matrix(rotated[:, columns], self.codewords[m].astype(np.float64), part)
+            tables[:, m, : len(self.codewords[m])] = part
+        return tables
+
+    def product_tables(self, X):
+        """Product of each row's m-th part with each codeword, (n_samples, n_subspaces, n_codewords)."""
+        rotated = rotate(X, self.rotation)
+        tables = np.zeros((len(X), len(self.slices), self.n_codewords))
+        for m, columns in enumerate(self.slices):
+            tables[:, m, : len(self.codewords[m])] = (
+                rotated[:, columns] @ self.codewords[m].astype(np.float64).T
+            )
+        return tables
 
 
 def rotate(X, rotation):
@@ -143,11 +169,11 @@ def optimize_rotation(X, rotation, slices, codebooks, n_threads):
     rotation : (n_features, n_features)
     codebooks : list of (n_codewords, subspace_dim)
     """
-    codes = np.empty((len(X), len(slices)), dtype=np.int64)
     for _ in range(N_ALTERNATIONS):
         rotated = rotate(X, rotation)
         codebooks, _ = refine_codebooks(rotated, slices, codebooks, max_iter=1, n_threads=n_threads)
-        encode(rotated, slices, codebooks, codes, n_threads)
-        u, _, v = np.linalg.svd(X.T.astype(np.float64) @ decode(codes, slices, codebooks))
+        unrotated = Codebooks(slices, codebooks, None)
+        decoded = unrotated.decode(unrotated.encode(rotated, n_threads))
+        u, _, v = np.linalg.svd(X.T.astype(np.float64) @ decoded)
         rotation = u @ v
     return rotation, codebooks

@@ -110,7 +110,7 @@ def _means(moments, centers, spherical):
 
 
 def scaled_tolerance(X, weights, tol):
-    """tol times the mean over features of their weighted variance."""
+    """The tolerance tol times the mean over features of their weighted variance."""
     if tol == 0:
         return 0.0
     total = weights.sum()

@@ -27,6 +27,10 @@ class Metric:
         return self.name == "cosine"
 
     @property
+    def is_distance(self):
+        return self.name in ("euclidean", "sqeuclidean")
+
+    @property
     def is_product(self):
         return self.name == "inner_product"
 
@@ -138,12 +142,12 @@ class Pool:
         return keys[places], positions[places]
 
 
-def pair_keys(metric, queries, rows_at, n_features):
+def pair_keys(metric, queries, rows_at):
     """A function (query numbers, positions) -> exact keys, in blocks of memory; rows_at gives metric rows."""
 
     def exact_keys(query_numbers, positions):
         keys = np.empty(len(positions))
-        for block in row_blocks(len(positions), n_features):
+        for block in row_blocks(len(positions), queries.shape[1]):
             keys[block] = metric.keys(queries[query_numbers[block]], rows_at(positions[block]))
         return keys
 
@@ -166,7 +170,7 @@ def nearest_rows(metric, queries, rows, k, ids=None):
         for part in row_blocks(len(rows), max(len(numbers), rows.shape[1])):
             keys, errors = scan_vectors(metric, queries[block], metric.rows(rows[part]), center, radius)
             pool.add(numbers, np.arange(part.start, part.stop), keys, errors)
-        exact = pair_keys(metric, queries[block], lambda chosen: metric.rows(rows[chosen]), rows.shape[1])
+        exact = pair_keys(metric, queries[block], lambda chosen: metric.rows(rows[chosen]))
         all_keys[block], all_rows[block] = pool.nearest(exact, ids)
     return all_keys, all_rows
 
@@ -180,7 +184,7 @@ def _ball_around(metric, rows):
 
 
 def nearest_lists(metric, queries, centers, n_probes):
-    """Numbers (n_queries, n_probes) of the lists to probe: by product for the inner product, else by distance."""
+    """Numbers (n_queries, n_probes) of the lists to probe: by product for inner_product, else by distance."""
     nearness = Metric("inner_product" if metric.is_product else "sqeuclidean")
     return nearest_rows(nearness, queries, centers, n_probes)[1]
 
@@ -206,7 +210,9 @@ def probe(metric, queries, centers, n_probes, sizes, k):
     if len(enough) == len(queries):
         return pairs
     short = np.setdiff1d(np.arange(len(queries)), enough)
-    numbers, lists, is_seed = probe(metric, queries[short], centers, min(4 * n_probes, len(centers)), sizes, k)
+    numbers, lists, is_seed = probe(
+        metric, queries[short], centers, min(4 * n_probes, len(centers)), sizes, k
+    )
     wider = short[numbers[is_seed]], lists[is_seed], is_seed[is_seed]
     return tuple(np.concatenate(parts) for parts in zip(pairs, wider))
 
@@ -247,14 +253,17 @@ class CodeScan:
     origin: np.ndarray  # (n_features,) o; zeros for cosine and inner product
     decoded_eps: float  # relative rounding of decoded rows
 
-    def keys(self, query_numbers, anchor, codes, row_terms, inverse_norms, radius):
-        """Keys (n_queries, n_codes) and bounds (n_queries,) of their errors."""
+    def keys(self, query_numbers, anchor, codes, row_terms, radius):
+        """Keys (n_queries, n_codes) and bounds (n_queries,) of their errors.
+
+        row_terms : (n_codes,) the bracket; for the cosine 1 / |a + y|; None for the inner product
+        """
         queries = self.queries[query_numbers]
         products = np.empty((len(queries), len(codes)))
         adc_scan(self.tables, query_numbers, codes, products)
         slack = 8 * (len(anchor) + 8) * EPS + 8 * self.decoded_eps
         reach = _length(anchor) + radius
-        if self.metric.name in ("euclidean", "sqeuclidean"):
+        if self.metric.is_distance:
             keys = np.square(queries - anchor).sum(axis=1)[:, None] + row_terms - 2 * products
             span = _length(queries - anchor) + _length(queries - self.origin) + radius
             return keys, slack * span * (span + reach)
@@ -262,7 +271,7 @@ class CodeScan:
         errors = slack * _length(queries) * reach
         if self.metric.is_product:
             return -products, errors
-        return 1 - products * inverse_norms, errors * inverse_norms.max(initial=0) + slack
+        return 1 - products * row_terms, errors * row_terms.max() + slack
 
 
 def _length(rows):

@@ -17,7 +17,7 @@ def hash_rows(X):
 
 
 def too_few_distinct_rows(X, n_clusters, weights):
-    """One row number for each distinct row of positive weight if they are fewer than n_clusters, else None."""
+    """A row number for each distinct row of positive weight if those are fewer than n_clusters, else None."""
     positive = np.flatnonzero(weights > 0)
     for n_rows in (2 * n_clusters, len(positive)):  # a few rows settle it nearly always
         rows = positive[:n_rows]

@@ -1,0 +1,217 @@
+"""The inverted file: rows filed under their nearest center, searched list by list.
+
+Immutable: adding and removing rows gives a new one that shares what did not change, so a search under
+way is never disturbed.
+"""
+
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+
+from skivfpq._algorithms.blocks import nearest_centers
+from skivfpq._algorithms.codebooks import Codebooks
+from skivfpq._algorithms.inverted_lists import InvertedLists
+from skivfpq._algorithms.search import (
+    CodeScan,
+    Metric,
+    Pool,
+    lowest_keys,
+    nearest_rows,
+    pair_keys,
+    probe,
+    scan_vectors,
+    search_lists,
+)
+from skivfpq._kernels import row_blocks
+
+
+@dataclass(frozen=True, eq=False)
+class InvertedFile:
+    """Lists of vectors, of codes, or of both, and how to search them."""
+
+    metric: Metric
+    centers: np.ndarray  # (n_lists, n_features) float64
+    codebooks: Codebooks | None  # of what the anchors leave of the rows
+    residual: bool  # whether anchors are the centers; else zeros
+    keeps_vectors: bool
+    lists: InvertedLists
+
+    @property
+    def anchors(self):
+        """What kept rows are relative to, (n_lists, n_features)."""
+        return self.centers if self.residual else np.zeros_like(self.centers)
+
+    @property
+    def origin(self):
+        """What is taken off queries before their tables are made, (n_features,)."""
+        shifts = self.residual and self.metric.is_distance
+        return self.centers.mean(axis=0) if shifts else np.zeros(self.centers.shape[1])
+
+    def nearest_list(self, metric_rows, n_threads):
+        """The list of each row, (n_rows,) int32."""
+        return nearest_centers(metric_rows, self.centers, n_threads)[0]
+
+    # ---- filing
+
+    def append(self, vectors, n_threads):
+        """File new rows, given as they are kept."""
+        labels, lengths = np.empty(len(vectors), dtype=np.int64), np.empty(len(vectors))
+        kept = {"vectors": vectors} if self.keeps_vectors else {}
+        for block in row_blocks(len(vectors), vectors.shape[1] // 4):
+            labels[block], lengths[block], rows = self._file(vectors[block], n_threads)
+            for name, array in rows.items():
+                kept.setdefault(name, np.empty((len(vectors), *array.shape[1:]), array.dtype))[block] = array
+        return replace(self, lists=self.lists.append(labels, kept, lengths))
+
+    def _file(self, vectors, n_threads):
+        """Labels of some rows, their distances to their anchors, and what else is kept of them."""
+        rows = self.metric.rows(vectors)  # (n_rows, n_features) float64
+        labels = self.nearest_list(rows, n_threads)
+        anchors = self.anchors[labels]
+        if self.codebooks is None:
+            return labels, np.sqrt(np.square(rows - anchors).sum(axis=1)), {}
+        codes = self.codebooks.encode((rows - anchors).astype(self.codebooks.dtype), n_threads)
+        decoded = self.codebooks.decode(codes).astype(np.float64)
+        sq_lengths = np.square(decoded).sum(axis=1)
+        kept = {"codes": codes}
+        if self.metric.is_cosine:
+            kept["inverse_norms"] = self.metric.inverse_norms(
+                (decoded + anchors).astype(self.codebooks.dtype)
+            )
+        elif self.metric.is_distance:
+            kept["row_terms"] = sq_lengths + 2 * (decoded * (anchors - self.origin)).sum(axis=1)
+        return labels, np.sqrt(sq_lengths), kept
+
+    def remove(self, numbers):
+        """The file without the rows of these numbers."""
+        return replace(self, lists=self.lists.remove(numbers))
+
+    def kept_rows(self, positions):
+        """Rows as they are kept: vectors, or decoded codes as the metric sees them."""
+        if self.keeps_vectors:
+            return self.lists.rows["vectors"][positions]
+        return self.metric.rows(self._decoded(positions)).astype(self.codebooks.dtype)
+
+    def _decoded(self, positions):
+        """Anchors plus decoded codes, in the dtype of the codebooks."""
+        decoded = self.codebooks.decode(self.lists.rows["codes"][positions])
+        return (decoded + self.anchors[self.lists.list_of(positions)]).astype(decoded.dtype)
+
+    # ---- searching
+
+    def search(self, queries, k, n_probes, refine_factor=None, allowed=None):
+        """The k nearest rows of each query: keys and row numbers, (n_queries, k).
+
+        queries : (n_queries, n_features) float64, as the metric sees them
+        allowed : (n_rows,) mask over positions, or None for all; at least k of them
+        """
+        keys, ids = np.empty((len(queries), k)), np.empty((len(queries), k), dtype=np.int64)
+        for block in self._query_blocks(len(queries)):
+            keys[block], positions = self._search_block(queries[block], k, n_probes, refine_factor, allowed)
+            ids[block] = self.lists.ids[positions]
+        return keys, ids
+
+    def _query_blocks(self, n_queries):
+        """Blocks of queries whose tables, and distances to all centers, take about 32 MB."""
+        codewords = 0 if self.codebooks is None else self.codebooks.n_codewords * len(self.codebooks.slices)
+        return row_blocks(n_queries, (len(self.centers) + codewords) // 4)
+
+    def _search_block(self, queries, k, n_probes, refine_factor, allowed):
+        sizes = self._allowed_sizes(allowed)
+        n_candidates = k if refine_factor is None else min(int(np.ceil(refine_factor * k)), sizes.sum())
+        pairs = probe(self.metric, queries, self.centers, n_probes, sizes, n_candidates)
+        pool = Pool(len(queries), n_candidates)
+        search_lists(self._scan(queries, allowed), pairs, pool)
+        keys, positions = pool.nearest(self._exact_keys(queries), self.lists.ids)
+        return (keys, positions) if refine_factor is None else self._refine(queries, positions, k)
+
+    def _allowed_sizes(self, allowed):
+        """Rows in each list that may be returned, (n_lists,)."""
+        if allowed is None:
+            return self.lists.sizes
+        return np.diff(np.concatenate([[0], np.cumsum(allowed)])[self.lists.offsets])
+
+    def _scan(self, queries, allowed):
+        """The function (list, query numbers) -> positions, keys, errors that scans one list."""
+        keys_of = self._vector_keys(queries) if self.codebooks is None else self._code_keys(queries)
+        radii = self.lists.radii * (1 + 1e-9)
+
+        def scan(number, query_numbers):
+            positions = np.arange(self.lists.offsets[number], self.lists.offsets[number + 1])
+            if allowed is not None:
+                positions = positions[allowed[positions]]
+            if len(positions) == 0:
+                return positions, None, None
+            return positions, *keys_of(number, query_numbers, positions, radii[number])
+
+        return scan
+
+    def _vector_keys(self, queries):
+        def keys_of(number, query_numbers, positions, radius):
+            rows = self.metric.rows(self.lists.rows["vectors"][positions])
+            return scan_vectors(self.metric, queries[query_numbers], rows, self.centers[number], radius)
+
+        return keys_of
+
+    def _code_keys(self, queries):
+        tables = self.codebooks.product_tables(queries - self.origin)
+        scan = CodeScan(self.metric, queries, tables, self.origin, np.finfo(self.codebooks.dtype).eps)
+        codes, anchors = self.lists.rows["codes"], self.anchors
+        row_terms = self.lists.rows.get("row_terms", self.lists.rows.get("inverse_norms"))
+
+        def keys_of(number, query_numbers, positions, radius):
+            terms = None if row_terms is None else row_terms[positions]
+            return scan.keys(query_numbers, anchors[number], codes[positions], terms, radius)
+
+        return keys_of
+
+    def _exact_keys(self, queries):
+        """The function (query numbers, positions) -> keys of vectors, or of decoded codes."""
+        if self.codebooks is None:
+            return self._exact_vector_keys(queries)
+        return pair_keys(self.metric, queries, lambda positions: self.metric.rows(self._decoded(positions)))
+
+    def _exact_vector_keys(self, queries):
+        vectors = self.lists.rows["vectors"]
+        return pair_keys(self.metric, queries, lambda positions: self.metric.rows(vectors[positions]))
+
+    def _refine(self, queries, positions, k):
+        """Re-rank candidates (n_queries, n_candidates) by the exact keys of their vectors."""
+        numbers = np.repeat(np.arange(len(queries)), positions.shape[1])
+        keys = self._exact_vector_keys(queries)(numbers, positions.ravel()).reshape(positions.shape)
+        order = np.lexsort((self.lists.ids[positions], keys), axis=1)[:, :k]
+        return np.take_along_axis(keys, order, 1), np.take_along_axis(positions, order, 1)
+
+    def search_radius(self, queries, key, allowed=None):
+        """Keys and row numbers of all rows up to a key, a pair of arrays for each query."""
+        for block in self._query_blocks(len(queries)):
+            yield from self._search_radius_block(queries[block], key, allowed)
+
+    def _search_radius_block(self, queries, key, allowed):
+        if self.metric.is_cosine and self.codebooks is not None:  # decoded rows are renormalised
+            lowest = np.full((len(queries), len(self.centers)), -np.inf)
+        else:
+            lowest = lowest_keys(self.metric, queries, self.anchors, self.lists.radii * (1 + 1e-6))
+        near, numbers = np.nonzero(lowest <= key)
+        pool = Pool(len(queries), None, threshold=key)
+        search_lists(self._scan(queries, allowed), (near, numbers, np.ones(len(near), dtype=bool)), pool)
+        found, positions, keys = pool.ranked(self._exact_keys(queries), self.lists.ids)
+        inside = keys <= key
+        found, keys, ids = found[inside], keys[inside], self.lists.ids[positions[inside]].astype(np.int64)
+        bounds = np.searchsorted(found, np.arange(len(queries) + 1))
+        return [(keys[i:j], ids[i:j]) for i, j in pairwise(bounds)]
+
+    def exact(self, queries, k):
+        """Row numbers (n_queries, k) of the true neighbours: by vectors, or else by all the codes."""
+        if not self.keeps_vectors:
+            return self.search(queries, k, len(self.centers))[1]
+        _, positions = nearest_rows(self.metric, queries, self.lists.rows["vectors"], k, self.lists.ids)
+        return self.lists.ids[positions]
+
+
+def without_self(keys, indices, numbers):
+    """Neighbours (n, k + 1) of rows less the row itself, or less the last where it was not found."""
+    own = indices == numbers[:, None]
+    own[~own.any(axis=1), -1] = True
+    return keys[~own].reshape(len(keys), -1), indices[~own].reshape(len(keys), -1)
