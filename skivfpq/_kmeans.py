@@ -191,13 +191,12 @@ default="k-means++"
         if training is not X:
             labels, sq_distances = nearest_centers(X, centers, effective_n_jobs(self.n_jobs))
 
-        used = np.bincount(labels, minlength=len(centers)) > 0
-        self.cluster_centers_ = centers[used]
-        self.labels_ = (np.cumsum(used, dtype=np.int32) - 1)[labels]
+        self.cluster_centers_, self.labels_ = centers, labels
         self.inertia_ = float((weights * self._distances(X, sq_distances)).sum())
-        if used.sum() < self.n_clusters:
+        n_distinct = np.count_nonzero(np.bincount(labels))
+        if n_distinct < self.n_clusters:
             warnings.warn(
-                f"Number of distinct clusters ({used.sum()}) found smaller than n_clusters "
+                f"Number of distinct clusters ({n_distinct}) found smaller than n_clusters "
                 f"({self.n_clusters}). Possibly due to duplicate points in X.",
                 ConvergenceWarning,
                 stacklevel=2,

@@ -58,8 +58,14 @@ class MemoryStep:
         _, first, copies = np.unique(self._hashes[rows], return_index=True, return_inverse=True)
         weights = np.bincount(copies, self.weights[rows])
         chosen = np.argsort(first)[:n_rows]  # as they come: farthest first
-        rows = rows[first[chosen]]
-        return dense_rows(self.X, rows), weights[chosen], self.labels[rows]
+        rows, weights = rows[first[chosen]], weights[chosen]
+        # Three and more go to the empty clusters in the order that scikit-learn's selection gives, so
+        # that labels agree with it, not only up to their numbering.
+        selected = np.argpartition(self.sq_distances, -n_rows)[: -n_rows - 1 : -1]
+        if n_rows > 2 and np.array_equal(np.sort(selected), np.sort(rows)):
+            order = np.argsort(rows)[np.argsort(np.argsort(selected))]
+            rows, weights = rows[order], weights[order]
+        return dense_rows(self.X, rows), weights, self.labels[rows]
 
 
 def lloyd(step, centers, *, max_iter, tol, spherical=False, report=lambda message: None):
