@@ -240,9 +240,11 @@ default="k-means++"
         tol = scaled_tolerance(X, weights, self.tol)
         best_inertia = np.inf
         for _ in range(self._n_starts()):
+            first_centers = self._first_centers(X, weights, rng)
+            self._report("Initialization complete")
             centers, inertia, n_iter = lloyd(
                 step,
-                self._first_centers(X, weights, rng),
+                first_centers,
                 max_iter=self.max_iter,
                 tol=tol,
                 spherical=self.metric == "cosine",

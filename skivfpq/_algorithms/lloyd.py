@@ -91,8 +91,12 @@ def lloyd(step, centers, *, max_iter, tol, spherical=False, report=lambda messag
         shift = np.square(moved - centers, dtype=np.float64).sum()
         same = np.array_equal(moved, centers)
         centers = moved
-        report(f"Iteration {n_iter}: inertia {moments.inertia:.6g}, {moments.n_changed} labels changed.")
-        if moments.n_changed == 0 or shift <= tol:
+        report(f"Iteration {n_iter}, inertia {moments.inertia:.6g}, {moments.n_changed} labels changed.")
+        if moments.n_changed == 0:
+            report(f"Converged at iteration {n_iter}: strict convergence.")
+            break
+        if shift <= tol:
+            report(f"Converged at iteration {n_iter}: center shift {shift:.3g} within tolerance {tol:.3g}.")
             break
     inertia = moments.inertia if same else step(centers).inertia
     return centers, inertia, n_iter

@@ -16,6 +16,19 @@ def hash_rows(X):
     return hashes
 
 
+def canonical_order(X):
+    """Row numbers in an order that depends on the rows' values only, (n_samples,).
+
+    By the hashes of the values rounded to float32 first, so that float64 rows and their float32 copies
+    have the same order, and the same seed gives both the same centers.
+    """
+    with np.errstate(over="ignore"):
+        rounded = hash_rows(X.astype(np.float32))
+    if X.dtype == np.float32:
+        return np.argsort(rounded, kind="stable")
+    return np.lexsort((hash_rows(X), rounded))
+
+
 def too_few_distinct_rows(X, n_clusters, weights):
     """A row number for each distinct row of positive weight if those are fewer than n_clusters, else None."""
     positive = np.flatnonzero(weights > 0)
@@ -47,7 +60,7 @@ def kmeans_plusplus(X, n_clusters, weights, rng):
     rng : Generator
     """
     n_trials = 2 + int(np.log(n_clusters))
-    order = np.argsort(hash_rows(X), kind="stable")  # canonical order of the rows
+    order = canonical_order(X)
     rank = np.argsort(order)  # where a row stands in it
     distances = CandidateDistances(X)
     centers = _draw(weights, order, rng.random(1))
