@@ -1,0 +1,34 @@
+"""Shared data; every random number comes from a seed."""
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+from sklearn.datasets import make_blobs
+
+# Machines are shared and slow at times: no deadline, and the same examples in every run.
+settings.register_profile(
+    "skivfpq",
+    deadline=None,
+    derandomize=True,
+    max_examples=40,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("skivfpq")
+
+
+@pytest.fixture(params=[0, 1, 2])
+def seed(request):
+    """A few seeds: what is tested must hold for each."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def blobs():
+    """Six clouds, (600, 8) float64."""
+    return make_blobs(600, n_features=8, centers=6, cluster_std=2.0, random_state=0)[0]
+
+
+@pytest.fixture
+def rng():
+    """A generator of its own for each test."""
+    return np.random.default_rng(0)
