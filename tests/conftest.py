@@ -1,9 +1,21 @@
 """Shared data; every random number comes from a seed."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 from sklearn.datasets import make_blobs
+
+import skivfpq
+from skivfpq import _kernels
+
+if Path(skivfpq.__file__).parents[1] == Path(__file__).parents[1] and not _kernels.NATIVE:
+    pytest.exit(
+        "These are the uncompiled sources beside the tests. Run `pip install '.[test]'`, then `pytest`, "
+        "not `python -m pytest`, which puts this folder in front of the installed package.",
+        returncode=4,
+    )
 
 # Machines are shared and slow at times: no deadline, and the same examples in every run.
 settings.register_profile(

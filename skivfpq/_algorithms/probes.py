@@ -41,7 +41,7 @@ def choose_probes(file, queries, true, target, refine_factor, own=None):
     """
     covered = _covering_probes(file, queries, true)
     n_lists = len(file.centers)
-    n_probes, recall = _fewest(lambda n_probes: (covered <= n_probes).mean(axis=1), target, 1, n_lists)
+    n_probes, recall = _fewest(lambda n: (covered <= n).mean(axis=1), target, 1, n_lists, patient=True)
     if file.codebooks is None:  # exact within the lists: found is what they hold
         return n_probes, recall
     k = true.shape[1] + (own is not None)
@@ -64,31 +64,38 @@ def _covering_probes(file, queries, true):
     return covered
 
 
-def _fewest(recall_of, target, low, high):
+def _fewest(recall_of, target, low, high, patient=False):
     """Fewest probes from low to high whose mean recall reaches the target for sure, and that recall.
 
-    Doubles the probes until it does or more of them do not help, then bisects. recall_of gives the
-    recall of each query.
+    Doubles the probes until it does or, unless patient, a doubling gains less than a tenth of what is
+    missing; then bisects. Where only the mean itself reaches the target, that has to do.
+
+    recall_of : function n_probes -> recall of each query
     """
+    measured = {}
 
-    def measure(n_probes):
-        recalls = recall_of(n_probes)
-        bound = recalls.mean() - CONFIDENCE * recalls.std() / np.sqrt(len(recalls))
-        return float(recalls.mean()), bound >= target
+    def shortfall(n_probes, confidence):
+        if n_probes not in measured:
+            recalls = recall_of(n_probes)
+            measured[n_probes] = recalls.mean(), recalls.std() / np.sqrt(len(recalls))
+        mean, error = measured[n_probes]
+        return target - (mean - confidence * error)
 
-    failed, n_probes = low - 1, low
-    recall, reached = measure(n_probes)
-    while not reached and n_probes < high:
-        wider = min(2 * n_probes, high)
-        wider_recall, reached = measure(wider)
-        if not reached and wider_recall < recall + 0.001:
-            break  # n_probes, then, finds what can be found
-        failed, n_probes, recall = n_probes, wider, wider_recall
-    while reached and n_probes - failed > 1:
+    for confidence in (CONFIDENCE, 0.0):
+        failed, n_probes = low - 1, low
+        missing = shortfall(n_probes, confidence)
+        while missing > 0 and n_probes < high:
+            wider = min(2 * n_probes, high)
+            still_missing = shortfall(wider, confidence)
+            if still_missing > 0.9 * missing and not patient:
+                break  # n_probes, then, finds about what can be found
+            failed, n_probes, missing = n_probes, wider, still_missing
+        if missing <= 0:
+            break
+    while missing <= 0 and n_probes - failed > 1:
         middle = (failed + n_probes) // 2
-        middle_recall, enough = measure(middle)
-        if enough:
-            n_probes, recall = middle, middle_recall
+        if shortfall(middle, confidence) <= 0:
+            n_probes = middle
         else:
             failed = middle
-    return n_probes, recall
+    return n_probes, float(measured[n_probes][0])
