@@ -1,7 +1,7 @@
 """Search 100,000 image patches: scaler, PCA and an IVF-PQ index in one Pipeline.
 
 Cuts the two photographs that ship with scikit-learn into overlapping 8 x 8 patches, indexes them as
-codes of 16 bytes beside float16 vectors for re-ranking, and compares with exact search.
+codes of 16 bytes, keeps them as float16 too for re-ranking, and compares with exact search.
 
     python examples/quickstart.py
 """
@@ -9,7 +9,7 @@ codes of 16 bytes beside float16 vectors for re-ranking, and compares with exact
 from time import perf_counter
 
 import numpy as np
-from sklearn.datasets import load_sample_images
+from photographs import photographs
 from sklearn.decomposition import PCA
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -20,7 +20,7 @@ from skivfpq import IVFIndex, ProductQuantizer, exact_neighbors, neighbors_recal
 def image_patches(size=8, step=2):
     """All patches (n_patches, size * size * 3) of the sample photographs, a step apart."""
     patches = []
-    for image in load_sample_images().images:  # (427, 640, 3) uint8
+    for image in photographs():  # (427, 640, 3) uint8
         windows = np.lib.stride_tricks.sliding_window_view(image, (size, size, 3))
         patches.append(windows[::step, ::step].reshape(-1, size * size * 3))
     return np.concatenate(patches).astype(np.float32)

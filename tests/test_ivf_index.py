@@ -96,7 +96,10 @@ def test_codes_fully_probed_are_brute_force_over_the_decoded_rows(metric, name, 
     X, queries = data(kind)
     index = IVFIndex(13, 13, metric=metric, random_state=0, **QUANTIZERS[name]).fit(X)
     decoded = index.reconstruct(np.arange(400))
-    assert np.square(decoded - X.astype(np.float64)).sum() < np.square(X - X.mean(axis=0)).sum() or metric == "cosine"
+    assert (
+        np.square(decoded - X.astype(np.float64)).sum() < np.square(X - X.mean(axis=0)).sum()
+        or metric == "cosine"
+    )
     distances, indices = index.kneighbors(queries, 10)
     expected, expected_indices = exact_neighbors(queries, decoded, 10, metric)
     scale = np.abs(expected).max()
@@ -231,7 +234,9 @@ def test_graph_equals_scikit_learns(mode):
         assert index.transform(X).nnz == 400 * 6  # zeros of the rows themselves are kept
     assert_array_equal(index.fit_transform(X).toarray(), index.transform(X).toarray())
     assert_allclose(
-        index.kneighbors_graph(mode="distance").toarray(), theirs.kneighbors_graph(mode="distance").toarray(), atol=1e-7
+        index.kneighbors_graph(mode="distance").toarray(),
+        theirs.kneighbors_graph(mode="distance").toarray(),
+        atol=1e-7,
     )
 
 
@@ -486,7 +491,8 @@ def test_search_parameters_take_effect_after_fit(embedded):
     assert index.set_params(n_probes=4).score(queries) == low
     assert index.set_params(n_neighbors=9).kneighbors(queries)[1].shape == (1500, 9)
     assert_array_equal(
-        index.kneighbors(queries[:50], n_probes=60)[1], index.set_params(n_probes=60).kneighbors(queries[:50])[1]
+        index.kneighbors(queries[:50], n_probes=60)[1],
+        index.set_params(n_probes=60).kneighbors(queries[:50])[1],
     )
 
 
@@ -511,7 +517,10 @@ def test_any_clusterer_is_a_coarse_quantizer(coarse):
 def test_quantizers_are_cloned_and_seeded():
     X, queries = data("float64")
     fine = ProductQuantizer(4, 4)
-    indexes = [IVFIndex(7, coarse_quantizer=LloydKMeans(), fine_quantizer=fine, n_probes=7, random_state=3) for _ in "ab"]
+    indexes = [
+        IVFIndex(7, coarse_quantizer=LloydKMeans(), fine_quantizer=fine, n_probes=7, random_state=3)
+        for _ in "ab"
+    ]
     first, second = (index.fit(X).kneighbors(queries) for index in indexes)
     assert_array_equal(first[0], second[0])
     assert not hasattr(fine, "codebooks_")
@@ -523,7 +532,9 @@ def test_fewer_distinct_rows_than_lists():
     X = np.repeat(np.eye(4), 25, axis=0)
     index = IVFIndex(10, random_state=0).fit(X)
     assert index.n_lists_ == 4
-    assert_array_equal(index.kneighbors(np.eye(4), 3)[1], [[0, 1, 2], [25, 26, 27], [50, 51, 52], [75, 76, 77]])
+    assert_array_equal(
+        index.kneighbors(np.eye(4), 3)[1], [[0, 1, 2], [25, 26, 27], [50, 51, 52], [75, 76, 77]]
+    )
 
 
 @pytest.mark.parametrize("n_samples", [1, 2, 5, 16, 17, 40])
@@ -545,7 +556,9 @@ def test_the_same_index_for_every_number_of_threads(embedded, n_jobs):
 def test_inputs_are_never_changed():
     X, queries = data("float64")
     copies = X.copy(), queries.copy()
-    index = IVFIndex(13, fine_quantizer=ProductQuantizer(4, 4, rotation="opq"), refine_factor=3, metric="cosine")
+    index = IVFIndex(
+        13, fine_quantizer=ProductQuantizer(4, 4, rotation="opq"), refine_factor=3, metric="cosine"
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         index.fit(X)

@@ -223,7 +223,9 @@ def test_integer_weights_equal_repeated_rows_in_any_order(blobs, seed):
 
 
 def test_float32_copies_get_the_same_centers(blobs, seed):
-    single, double = (LloydKMeans(8, random_state=seed).fit(blobs.astype(t)) for t in (np.float32, np.float64))
+    single, double = (
+        LloydKMeans(8, random_state=seed).fit(blobs.astype(t)) for t in (np.float32, np.float64)
+    )
     assert_array_equal(single.labels_, double.labels_)
 
 
@@ -235,7 +237,9 @@ def test_float32_copies_get_the_same_centers(blobs, seed):
 def test_one_center_for_each_distinct_row(init, container):
     X = container(np.repeat([[1.0, 2.0], [3.0, 0.0], [5.0, 6.0]], [4, 1, 7], axis=0))
     kmeans = LloydKMeans(5, init=init, random_state=0)
-    with pytest.warns(ConvergenceWarning, match=r"distinct clusters \(3\) found smaller than n_clusters \(5\)"):
+    with pytest.warns(
+        ConvergenceWarning, match=r"distinct clusters \(3\) found smaller than n_clusters \(5\)"
+    ):
         kmeans.fit(X)
     assert kmeans.cluster_centers_.shape == (3, 2)
     assert_array_equal(np.sort(kmeans.cluster_centers_, axis=0), [[1, 0], [3, 2], [5, 6]])
@@ -307,7 +311,9 @@ def test_more_starts_are_no_worse(blobs):
     assert ten.inertia_ <= one.inertia_
 
 
-@pytest.mark.parametrize("make", [lambda: 3, lambda: np.random.RandomState(3), lambda: np.random.default_rng(3)])
+@pytest.mark.parametrize(
+    "make", [lambda: 3, lambda: np.random.RandomState(3), lambda: np.random.default_rng(3)]
+)
 def test_random_state_kinds_repeat(blobs, make):
     first, second = (LloydKMeans(6, random_state=make()).fit(blobs) for _ in range(2))
     assert_array_equal(first.cluster_centers_, second.cluster_centers_)
@@ -375,7 +381,9 @@ def test_grid_search_over_n_clusters_in_a_supervised_pipeline():
     pipeline = make_pipeline(
         StandardScaler(), LloydKMeans(random_state=0), StandardScaler(), LogisticRegression()
     )
-    search = GridSearchCV(pipeline, {"lloydkmeans__n_clusters": [5, 40]}, cv=2, n_jobs=2).fit(X[:600], y[:600])
+    search = GridSearchCV(pipeline, {"lloydkmeans__n_clusters": [5, 40]}, cv=2, n_jobs=2).fit(
+        X[:600], y[:600]
+    )
     assert search.best_params_ == {"lloydkmeans__n_clusters": 40}
     few, many = search.cv_results_["mean_test_score"]
     assert many > few + 0.1

@@ -102,7 +102,9 @@ def test_rotations_are_orthogonal(correlated, rotation):
 
 def test_learnt_rotations_lower_the_error(correlated, seed):
     mean_errors = {
-        rotation: errors(ProductQuantizer(4, 5, rotation=rotation, random_state=seed).fit(correlated), correlated)
+        rotation: errors(
+            ProductQuantizer(4, 5, rotation=rotation, random_state=seed).fit(correlated), correlated
+        )
         for rotation in ROTATIONS
     }
     mean_errors = {rotation: error.mean() for rotation, error in mean_errors.items()}
@@ -117,7 +119,10 @@ def test_score_is_minus_the_mean_squared_error(correlated):
 
 
 def test_more_bits_lower_the_error(correlated):
-    scores = [ProductQuantizer(4, n_bits, random_state=0).fit(correlated).score(correlated) for n_bits in (2, 4, 6, 8)]
+    scores = [
+        ProductQuantizer(4, n_bits, random_state=0).fit(correlated).score(correlated)
+        for n_bits in (2, 4, 6, 8)
+    ]
     assert scores == sorted(scores)
 
 
@@ -179,7 +184,16 @@ def test_codes_of_any_integer_dtype(correlated, dtype):
 
 
 @pytest.mark.parametrize(
-    "codes", [[[16, 0, 0, 0]], [[-1, 0, 0, 0]], [[0.0, 0, 0, 0]], [[0, 0, 0]], [0, 0, 0, 0], [["a"] * 4], [[True] * 4]]
+    "codes",
+    [
+        [[16, 0, 0, 0]],
+        [[-1, 0, 0, 0]],
+        [[0.0, 0, 0, 0]],
+        [[0, 0, 0]],
+        [0, 0, 0, 0],
+        [["a"] * 4],
+        [[True] * 4],
+    ],
 )
 def test_codes_that_are_refused(correlated, codes):
     quantizer = ProductQuantizer(4, 4, random_state=0).fit(correlated)
@@ -210,7 +224,9 @@ def test_codes_equal_nanopqs_for_the_same_codebooks(correlated):
     theirs.Ds, theirs.code_dtype = 4, np.uint8
     theirs.codewords = np.array(ours.codebooks_)
     assert_array_equal(ours.transform(correlated), theirs.encode(correlated))
-    assert_array_equal(ours.inverse_transform(ours.transform(correlated)), theirs.decode(theirs.encode(correlated)))
+    assert_array_equal(
+        ours.inverse_transform(ours.transform(correlated)), theirs.decode(theirs.encode(correlated))
+    )
     tables = ours.distance_tables(correlated[:5])
     assert_allclose(tables, [theirs.dtable(row).dtable for row in correlated[:5]], rtol=1e-4, atol=1e-5)
 
