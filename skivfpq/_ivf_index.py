@@ -30,6 +30,7 @@ from skivfpq._validation import (
 ROWS_PER_LIST = 16  # least mean length of a list for n_lists="auto"
 TRAINING_ROWS_PER_LIST = 128  # for the default coarse quantizer; all rows scan a few percent less
 TRAINING_ITERATIONS = 10
+MOST_TRUE_NEIGHBORS = 1_000_000  # of all rows that recall is measured with, for large n_neighbors
 
 
 def _has_vectors(index):
@@ -346,6 +347,7 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         if k == 0 or self.n_lists_ == 1:
             return self.n_lists_, None
         file = self._file
+        held_out = held_out[: max(10, MOST_TRUE_NEIGHBORS // k)]
         true = true_neighbors(file.metric, X, held_out, k)
         return self._measured_probes(file.metric.rows(X[held_out]), true, self.target_recall, held_out)
 

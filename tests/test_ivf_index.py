@@ -60,6 +60,8 @@ def data(kind, seed=0):
         X = np.repeat(X[:43], 10, axis=0)
     elif kind == "offset":
         X = X + 1e6
+    elif kind == "far offset":  # squares of 1e15 are right to 0.1 only, about a neighbour's distance
+        X = X + 3e7
     else:
         X = X.astype(kind)
     X = rng.permutation(X)
@@ -91,7 +93,7 @@ def test_full_probing_is_exact_search(seed, metric, kind):
 
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("name", [name for name in QUANTIZERS if name != "flat"])
-@pytest.mark.parametrize("kind", ["float32", "float64", "copies", "offset"])
+@pytest.mark.parametrize("kind", ["float32", "float64", "copies", "offset", "far offset"])
 def test_codes_fully_probed_are_brute_force_over_the_decoded_rows(metric, name, kind):
     X, queries = data(kind)
     index = IVFIndex(13, 13, metric=metric, random_state=0, **QUANTIZERS[name]).fit(X)

@@ -81,6 +81,19 @@ def test_copies_move_to_an_empty_cluster_together():
     assert_allclose(kmeans.cluster_centers_, [[2.0], [20.0]])
 
 
+def test_a_cluster_that_loses_its_only_row_joins_the_largest():
+    X, init = np.array([[0.0], [1.0], [100.0]]), np.array([[0.0], [90.0], [1000.0]])
+    # 100 is farthest from its center, 90, so the empty cluster moves there, and 90 is left without rows
+    ours = LloydKMeans(3, init=init, max_iter=1)
+    with pytest.warns(ConvergenceWarning, match=r"distinct clusters \(2\)"):
+        ours.fit(X)
+    assert_allclose(ours.cluster_centers_, [[0.5], [0.5], [100.0]])
+    assert_array_equal(ours.labels_, [0, 0, 2])
+    with pytest.warns(ConvergenceWarning):
+        theirs = KMeans(3, init=init, n_init=1, max_iter=1).fit(X)
+    assert_allclose(ours.cluster_centers_, theirs.cluster_centers_)
+
+
 # ---- against scikit-learn, same first centers
 
 
@@ -208,6 +221,9 @@ def test_candidate_distances_are_exact():
     X = np.random.default_rng(0).normal(size=(50, 5)) + 1e6
     closest = CandidateDistances(X).to_rows(np.array([3, 9]), np.full((2, 50), np.inf))
     assert_array_equal(closest, differences(X, X[[3, 9]]).T)
+    tiny = X * 2.0**-20
+    closer = CandidateDistances(tiny).to_rows(np.array([8]), differences(tiny, tiny[[3]]).T)
+    assert_array_equal(closer[0], differences(tiny, tiny[[3, 8]]).min(axis=1))
 
 
 def test_integer_weights_equal_repeated_rows_in_any_order(blobs, seed):

@@ -112,6 +112,13 @@ def test_learnt_rotations_lower_the_error(correlated, seed):
     assert mean_errors["opq"] <= 1.001 * mean_errors["pca"]
 
 
+def test_alternating_improves_on_principal_axes(seed):
+    rng = np.random.default_rng(0)
+    X = np.abs(rng.normal(size=(3000, 16))) ** 1.5 @ rng.normal(size=(16, 16))  # skewed: axes do not do
+    pca, opq = (ProductQuantizer(4, 5, rotation=r, random_state=seed).fit(X).score(X) for r in ("pca", "opq"))
+    assert opq > 0.98 * pca
+
+
 def test_score_is_minus_the_mean_squared_error(correlated):
     quantizer = ProductQuantizer(4, 5, random_state=0).fit(correlated)
     assert_allclose(quantizer.score(correlated), -errors(quantizer, correlated).mean(), rtol=1e-5)
