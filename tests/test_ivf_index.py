@@ -432,6 +432,24 @@ def test_auto_probes_reach_their_target_on_unseen_queries(embedded, target, seed
     assert fewer < target + 0.02  # not simply many
 
 
+class RecordingKMeans(KMeans):
+    """Remembers the rows that it was fitted on."""
+
+    def fit(self, X, y=None, sample_weight=None):
+        self.rows_ = X
+        return super().fit(X)
+
+
+@pytest.mark.parametrize(("n_samples", "n_left_out"), [(999, 0), (1000, 100), (6000, 600)])
+def test_rows_that_measure_recall_are_not_trained_on(embedded, n_samples, n_left_out):
+    X = embedded[0][:n_samples]
+    index = IVFIndex(8, coarse_quantizer=RecordingKMeans(n_init=1), random_state=0).fit(X)
+    assert len(index.coarse_quantizer_.rows_) == n_samples - n_left_out
+    assert index.list_sizes_.sum() == n_samples
+    given = IVFIndex(8, 3, coarse_quantizer=RecordingKMeans(n_init=1), random_state=0).fit(X)
+    assert len(given.coarse_quantizer_.rows_) == n_samples
+
+
 @pytest.mark.parametrize("metric", ["cosine", "inner_product"])
 def test_auto_probes_with_refined_codes(embedded, metric):
     X, queries = embedded

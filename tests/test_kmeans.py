@@ -384,8 +384,10 @@ def test_verbose_reports_iterations(blobs, capsys):
 def test_csr_that_is_not_canonical(blobs):
     rows = sparse.csr_matrix(([1.0, 2.0, 5.0, 1.0], [1, 1, 0, 1], [0, 2, 3, 4]), shape=(3, 2))
     before = rows.data.copy()
-    kmeans = LloydKMeans(2, random_state=0).fit(rows)
-    assert_array_equal(kmeans.labels_, LloydKMeans(2, random_state=0).fit(rows.toarray()).labels_)
+    kmeans, dense = (LloydKMeans(2, random_state=0).fit(X) for X in (rows, rows.toarray()))
+    assert_array_equal(kmeans.labels_, dense.labels_)
+    assert_allclose(kmeans.transform(rows), dense.transform(rows.toarray()), atol=1e-12)
+    assert_allclose(kmeans.inertia_, dense.inertia_)
     assert_array_equal(rows.data, before)
 
 

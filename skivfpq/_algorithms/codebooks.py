@@ -145,8 +145,11 @@ def pca_rotation(X, slices):
     Parametric OPQ's eigenvalue allocation (Ge et al. 2013, section 3.2): axes by falling variance,
     each to the subspace of least product so far that has room.
     """
-    covariance = np.cov(X, rowvar=False, bias=True, dtype=np.float64).reshape(2 * [X.shape[1]])
-    variances, axes = np.linalg.eigh(covariance)
+    mean = X.mean(axis=0, dtype=np.float64)
+    scatter = np.zeros((X.shape[1], X.shape[1]))
+    for block in row_blocks(len(X), X.shape[1]):
+        scatter += (X[block] - mean).T @ (X[block] - mean)
+    variances, axes = np.linalg.eigh(scatter)
     floor = max(variances[-1], np.finfo(np.float64).tiny) * 1e-12
     log_products = np.zeros(len(slices))
     dealt = [[] for _ in slices]

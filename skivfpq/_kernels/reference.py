@@ -106,7 +106,7 @@ def nearest_centers(X, centers, labels, sq_distances):
     shifted = centers - origin
     half_norms = np.einsum("ij,ij->i", shifted, shifted) / 2
     longest = np.sqrt(2 * half_norms.max())
-    for block in row_blocks(X.shape[0], max(centers.shape)):
+    for block in row_blocks(X.shape[0], 8 * max(centers.shape)):  # 1 MB of scores: three passes from cache
         rows = X[block] if sparse.issparse(X) else X[block] - origin
         lengths = np.sqrt(csr_sq_norms(rows) if sparse.issparse(X) else np.einsum("ij,ij->i", rows, rows))
         scores = half_norms - rows @ shifted.T  # (n_block, n_clusters): half of |x - c|^2 - |x|^2
