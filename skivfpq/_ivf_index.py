@@ -14,6 +14,7 @@ from skivfpq._algorithms.inverted_lists import InvertedLists
 from skivfpq._algorithms.ivf import InvertedFile, without_self
 from skivfpq._algorithms.probes import choose_probes, hold_out, true_neighbors
 from skivfpq._algorithms.search import Metric
+from skivfpq._algorithms.seeding import too_few_distinct_rows
 from skivfpq._kmeans import LloydKMeans
 from skivfpq._metrics import METRICS, neighbors_recall
 from skivfpq._product_quantizer import ProductQuantizer
@@ -230,34 +231,27 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         rng = as_generator(self.random_state)
         metric = Metric(self.metric)
         n_lists = self._resolve_n_lists(len(X))
-        held_out, training = self._split(metric, X, n_lists, rng)  # training: as the metric sees rows
+        held_out, training = self._split(len(X), n_lists, rng)  # row numbers
 
-        self.coarse_quantizer_ = self._fit_coarse(training, n_lists, rng)
-        centers = np.ascontiguousarray(self.coarse_quantizer_.cluster_centers_, dtype=np.float64)
-        self.fine_quantizer_ = self._fit_fine(training, centers, rng)
-        file = InvertedFile(
-            metric,
-            centers,
-            codebooks=None if self.fine_quantizer_ is None else self.fine_quantizer_._codebooks,
-            residual=self.by_residual or self.fine_quantizer_ is None,
-            keeps_vectors=self.fine_quantizer_ is None or self.refine_factor is not None,
-            lists=InvertedLists.empty(len(centers)),
-        )
-        self._dtype = np.dtype(self.vectors_dtype) if self.vectors_dtype else X.dtype
-        self._file = self._append(file, X)
-        self.n_probes_, self.recall_ = self._choose_probes(X, held_out)
-        self._n_probes_param = self.n_probes
+        coarse_quantizer = self._fit_coarse(metric, X, training, n_lists, rng)
+        centers = np.ascontiguousarray(coarse_quantizer.cluster_centers_, dtype=np.float64)
+        fine_quantizer = self._fit_fine(metric, X, training, centers, rng)
+        file = self._empty_file(metric, centers, fine_quantizer, X.dtype)
+        file = self._append(file, X)
+        n_probes, recall = self._choose_probes(file, X, held_out)
+
+        self.coarse_quantizer_, self.fine_quantizer_ = coarse_quantizer, fine_quantizer
+        self.n_probes_, self.recall_, self._n_probes_param = n_probes, recall, self.n_probes
+        self._file = file
         return self
 
-    def _split(self, metric, X, n_lists, rng):
-        """Row numbers to measure recall with (None for a given n_probes), and the rows to train on."""
-        numbers = None
-        training = X
-        if self.n_probes == "auto":
-            numbers, left_out = hold_out(len(X), n_lists, rng)
-            training = np.delete(X, numbers, axis=0) if left_out else X
-        training = as_float_rows(training)
-        return numbers, metric.rows(training).astype(training.dtype) if metric.is_cosine else training
+    def _split(self, n_samples, n_lists, rng):
+        """Row numbers to measure recall with (None for a given n_probes), and those to train on."""
+        everything = np.arange(n_samples)
+        if self.n_probes != "auto":
+            return None, everything
+        numbers, left_out = hold_out(n_samples, n_lists, rng)
+        return numbers, np.setdiff1d(everything, numbers, assume_unique=True) if left_out else everything
 
     def _resolve_n_lists(self, n_samples):
         if self.n_lists == "auto":
@@ -266,96 +260,82 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             raise ValueError(f"n_lists={self.n_lists} must be at most n_samples={n_samples}.")
         return int(self.n_lists)
 
-    def _fit_coarse(self, training, n_lists, rng):
-        quantizer, training = self._coarse_quantizer(training, n_lists, rng)
-        with warnings.catch_warnings():
-            # fewer distinct rows than lists: fewer lists, which is what is wanted
-            warnings.filterwarnings("ignore", message="Number of distinct clusters")
-            quantizer.fit(training)
-        self._report(f"{len(quantizer.cluster_centers_)} lists trained on {len(training)} rows.")
+    def _fit_coarse(self, metric, X, training, n_lists, rng):
+        """The fitted coarse quantizer: the default one on some of the rows, a given one on all."""
+        seed = draw_seed(rng)
+        size = TRAINING_ROWS_PER_LIST * n_lists if self.coarse_quantizer is None else len(training)
+        rows = _sample(metric, X, training, size, rng)
+        distinct = too_few_distinct_rows(rows, n_lists, np.ones(len(rows)))
+        n_lists = n_lists if distinct is None else len(distinct)
+        quantizer = self._coarse_quantizer(n_lists, seed).fit(rows)
+        self._report(f"{len(quantizer.cluster_centers_)} lists trained on {len(rows)} rows.")
         return quantizer
 
-    def _coarse_quantizer(self, training, n_lists, rng):
-        """The unfitted coarse quantizer and the rows for it."""
-        seed = draw_seed(rng)
+    def _coarse_quantizer(self, n_lists, seed):
+        """The unfitted coarse quantizer."""
         if self.coarse_quantizer is None:
-            size = TRAINING_ROWS_PER_LIST * n_lists
-            if size < len(training):
-                training = training[np.sort(rng.choice(len(training), size, replace=False))]
-            quantizer = LloydKMeans(
-                n_lists,
-                init="random",
-                n_init=1,
-                max_iter=TRAINING_ITERATIONS,
-                n_jobs=self.n_jobs,
-                random_state=seed,
-            )
-            return quantizer, training
-        quantizer = clone(self.coarse_quantizer)
+            quantizer = LloydKMeans(init="random", n_init=1, max_iter=TRAINING_ITERATIONS, n_jobs=self.n_jobs)
+        else:
+            quantizer = clone(self.coarse_quantizer)
         params = quantizer.get_params()
         if "n_clusters" not in params:
             raise ValueError(
                 "coarse_quantizer must be a clusterer with the parameter n_clusters, such as LloydKMeans, "
                 f"got {quantizer!r}."
             )
-        quantizer.set_params(n_clusters=n_lists)
         if params.get("random_state", seed) is None:
             quantizer.set_params(random_state=seed)
-        return quantizer, training
+        return quantizer.set_params(n_clusters=n_lists)
 
-    def _fit_fine(self, training, centers, rng):
+    def _fit_fine(self, metric, X, training, centers, rng):
         """The fitted fine quantizer, of the rows or of what their centers leave of them; or None."""
         if self.fine_quantizer is None:
             return None
-        if self.by_residual:
-            labels, _ = nearest_centers(training, centers, effective_n_jobs(self.n_jobs))
-            training = (training - centers[labels]).astype(training.dtype)
         quantizer = clone(self.fine_quantizer)
         if quantizer.random_state is None:
             quantizer.set_params(random_state=draw_seed(rng))
-        quantizer.fit(training)
-        self._report(f"{quantizer.n_subspaces_} codebooks trained.")
+        is_share = isinstance(quantizer.max_samples, float)  # which the quantizer takes by itself
+        size = len(training) if is_share else quantizer._training_size(len(training))
+        rows = _sample(metric, X, training, size, rng)
+        if self.by_residual:
+            labels, _ = nearest_centers(rows, centers, effective_n_jobs(self.n_jobs))
+            rows = (rows - centers[labels]).astype(rows.dtype)
+        quantizer.fit(rows)
+        self._report(f"{quantizer.n_subspaces_} codebooks trained on {len(rows)} rows.")
         return quantizer
+
+    def _empty_file(self, metric, centers, fine_quantizer, dtype):
+        keeps_vectors = fine_quantizer is None or self.refine_factor is not None
+        return InvertedFile(
+            metric,
+            centers,
+            codebooks=None if fine_quantizer is None else fine_quantizer._codebooks,
+            residual=self.by_residual or fine_quantizer is None,
+            vectors_dtype=np.dtype(self.vectors_dtype or dtype) if keeps_vectors else None,
+            lists=InvertedLists.empty(len(centers)),
+        )
 
     def _append(self, file, X):
         """The file with new rows, in the dtype in which it keeps vectors."""
-        vectors = self._as_kept(X) if file.keeps_vectors else X
         self._report(f"Filing {len(X)} rows.")
-        return file.append(vectors, effective_n_jobs(self.n_jobs))
+        return file.append(_as_kept(X, file.vectors_dtype), effective_n_jobs(self.n_jobs))
 
-    def _as_kept(self, X):
-        if X.dtype == self._dtype:
-            return X
-        with np.errstate(over="ignore", invalid="ignore"):
-            kept = X.astype(self._dtype)
-        if self._dtype.kind in "iu" and not np.array_equal(kept, X):
-            raise ValueError(
-                f"X must hold integers in the range of {self._dtype}, which this index keeps; got dtype "
-                f"{X.dtype} with values from {X.min()} to {X.max()}. Fit on float rows to add such."
-            )
-        if not np.isfinite(kept).all():
-            raise ValueError(
-                f"X must hold values in the range of {self._dtype}, got up to {np.abs(X).max():g}."
-            )
-        return kept
-
-    def _choose_probes(self, X, held_out):
+    def _choose_probes(self, file, X, held_out):
         """Number of probes, and the recall that was measured for it."""
-        k = min(self.n_neighbors, len(X) - 1)
+        n_lists, k = len(file.centers), min(self.n_neighbors, len(X) - 1)
         if self.n_probes != "auto":
-            return min(int(self.n_probes), self.n_lists_), None
-        if k == 0 or self.n_lists_ == 1:
-            return self.n_lists_, None
-        file = self._file
+            return min(int(self.n_probes), n_lists), None
+        if k == 0 or n_lists == 1:
+            return n_lists, None
         held_out = held_out[: max(10, MOST_TRUE_NEIGHBORS // k)]
         true = true_neighbors(file.metric, X, held_out, k)
-        return self._measured_probes(file.metric.rows(X[held_out]), true, self.target_recall, held_out)
+        return self._measure_probes(file, file.metric.rows(X[held_out]), true, self.target_recall, held_out)
 
-    def _measured_probes(self, queries, true, target, own=None):
-        n_probes, recall = choose_probes(self._file, queries, true, target, self._refine_factor(), own)
+    def _measure_probes(self, file, queries, true, target, own=None):
+        n_probes, recall = choose_probes(file, queries, true, target, self._refine_factor(file), own)
         self._report(f"{n_probes} probes reach a recall of {recall:.4f}.")
-        if self.fine_quantizer_ is not None and recall < target:
-            if self._file.keeps_vectors:
+        if file.codebooks is not None and recall < target:
+            if file.keeps_vectors:
                 remedy = f"Raise refine_factor (now {self.refine_factor})"
             else:
                 remedy = "Set refine_factor to re-rank by exact distances"
@@ -482,7 +462,8 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         check_is_fitted(self)
         file = self._file
         k = check_integer("n_neighbors", self.n_neighbors if n_neighbors is None else n_neighbors, 1)
-        settings = self._probes(n_probes), self._refine_factor(refine_factor), _allowed(file.lists, subset)
+        factor = self._refine_factor(file, refine_factor)
+        settings = self._probes(file, n_probes), factor, _allowed(file.lists, subset)
         numbers, queries = self._queries(file, X)
         _check_enough(k, file.lists, settings[-1], len(queries), own=X is None)
         if X is None:
@@ -498,17 +479,17 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         numbers = np.flatnonzero(file.lists.positions >= 0)
         return numbers, file.metric.rows(file.kept_rows(file.lists.positions[numbers]))
 
-    def _probes(self, n_probes=None):
+    def _probes(self, file, n_probes):
         if n_probes is None:  # what was measured, unless the parameter was changed since
             unchanged = isinstance(self.n_probes, str) or self.n_probes == self._n_probes_param
             n_probes = self.n_probes_ if unchanged else self.n_probes
-        return min(check_integer("n_probes", n_probes, 1), self.n_lists_)
+        return min(check_integer("n_probes", n_probes, 1), len(file.centers))
 
-    def _refine_factor(self, refine_factor=None):
+    def _refine_factor(self, file, refine_factor=None):
         factor = self.refine_factor if refine_factor is None else refine_factor
-        if factor is None or self.fine_quantizer_ is None:
+        if factor is None or file.codebooks is None:
             return None
-        if not self._file.keeps_vectors:
+        if not file.keeps_vectors:
             raise ValueError(
                 f"refine_factor={factor} re-ranks by vectors, but this index keeps codes only: "
                 "set refine_factor before fit."
@@ -738,10 +719,11 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             "target_recall", self.target_recall if target_recall is None else target_recall, above=0, high=1
         )
         k = check_integer("n_neighbors", self.n_neighbors if n_neighbors is None else n_neighbors, 1)
-        _, queries = self._queries(self._file, X)
-        _check_enough(k, self._file.lists, None, len(queries))
-        true = self._file.exact(queries, k)
-        self.n_probes_, self.recall_ = self._measured_probes(queries, true, target)
+        file = self._file
+        _, queries = self._queries(file, X)
+        _check_enough(k, file.lists, None, len(queries))
+        true = file.exact(queries, k)
+        self.n_probes_, self.recall_ = self._measure_probes(file, queries, true, target)
         self._n_probes_param = self.n_probes
         return self
 
@@ -779,6 +761,30 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     def _report(self, message):
         if self.verbose:
             print(message)  # noqa: T201 - verbose means this
+
+
+def _sample(metric, X, numbers, size, rng):
+    """Up to size of the rows of these numbers, float32 or float64, as the metric sees them."""
+    if size < len(numbers):
+        numbers = np.sort(rng.choice(numbers, size, replace=False))
+    rows = as_float_rows(X[numbers] if len(numbers) < len(X) else X)
+    return metric.rows(rows).astype(rows.dtype) if metric.is_cosine else rows
+
+
+def _as_kept(X, dtype):
+    """Rows in the dtype in which they are kept (None for codes only), if they fit it."""
+    if dtype is None or X.dtype == dtype:
+        return X
+    with np.errstate(over="ignore", invalid="ignore"):
+        kept = X.astype(dtype)
+    if dtype.kind in "iu" and not np.array_equal(kept, X):
+        raise ValueError(
+            f"X must hold integers in the range of {dtype}, which this index keeps; got dtype {X.dtype} "
+            f"with values from {X.min()} to {X.max()}. Fit on float rows to add such."
+        )
+    if not np.isfinite(kept).all():
+        raise ValueError(f"X must hold values in the range of {dtype}, got up to {np.abs(X).max():g}.")
+    return kept
 
 
 def _check_live(name, indices, lists):

@@ -181,15 +181,18 @@ class ProductQuantizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     def _slices(self):
         return pq.subspace_slices(self.n_features_in_, self.n_subspaces_)
 
+    def _training_size(self, n_samples):
+        if self.max_samples is None:
+            return n_samples
+        if self.max_samples == "auto":
+            return min(n_samples, ROWS_PER_CODEWORD << self.n_bits)
+        if isinstance(self.max_samples, Integral):
+            return min(n_samples, int(self.max_samples))
+        return max(1, int(self.max_samples * n_samples))
+
     def _training_rows(self, X, rng):
-        size = self.max_samples
-        if size == "auto":
-            size = ROWS_PER_CODEWORD << self.n_bits
-        elif size is not None and not isinstance(size, Integral):
-            size = max(1, int(size * len(X)))
-        if size is None or size >= len(X):
-            return X
-        return X[np.sort(rng.choice(len(X), size, replace=False))]
+        size = self._training_size(len(X))
+        return X if size == len(X) else X[np.sort(rng.choice(len(X), size, replace=False))]
 
     def _first_rotation(self, X, rng):
         if self.rotation is None:

@@ -548,6 +548,18 @@ def test_quantizers_are_cloned_and_seeded():
     assert "fine_quantizer__n_bits" in indexes[0].get_params()
 
 
+@pytest.mark.parametrize(("max_samples", "n_rows"), [(0.5, 3000), (100, 100), (None, 6000), ("auto", 1024)])
+def test_fine_quantizer_trains_on_its_max_samples(embedded, monkeypatch, max_samples, n_rows):
+    seen = []
+    train = ProductQuantizer._train
+    monkeypatch.setattr(
+        ProductQuantizer, "_train", lambda self, X, rng: seen.append(len(X)) or train(self, X, rng)
+    )
+    fine = ProductQuantizer(4, 2, max_samples=max_samples, random_state=0)
+    IVFIndex(20, 2, fine_quantizer=fine, random_state=0).fit(embedded[0])
+    assert seen == [n_rows]
+
+
 def test_fewer_distinct_rows_than_lists():
     X = np.repeat(np.eye(4), 25, axis=0)
     index = IVFIndex(10, random_state=0).fit(X)

@@ -34,8 +34,13 @@ class InvertedFile:
     centers: np.ndarray  # (n_lists, n_features) float64
     codebooks: Codebooks | None  # of what the anchors leave of the rows
     residual: bool  # whether anchors are the centers; else zeros
-    keeps_vectors: bool
+    vectors_dtype: np.dtype | None  # in which vectors are kept; None where only codes are
     lists: InvertedLists
+
+    @property
+    def keeps_vectors(self):
+        """Whether vectors are kept, beside codes or alone."""
+        return self.vectors_dtype is not None
 
     @property
     def anchors(self):
@@ -138,18 +143,19 @@ class InvertedFile:
         radii = self.lists.radii * (1 + 1e-9)
 
         def scan(number, query_numbers):
-            positions = np.arange(self.lists.offsets[number], self.lists.offsets[number + 1])
+            part = slice(self.lists.offsets[number], self.lists.offsets[number + 1])
+            positions = np.arange(part.start, part.stop)
             if allowed is not None:
-                positions = positions[allowed[positions]]
+                part = positions = positions[allowed[part]]
             if len(positions) == 0:
                 return positions, None, None
-            return positions, *keys_of(number, query_numbers, positions, radii[number])
+            return positions, *keys_of(number, query_numbers, part, radii[number])
 
         return scan
 
     def _vector_keys(self, queries):
-        def keys_of(number, query_numbers, positions, radius):
-            rows = self.metric.rows(self.lists.rows["vectors"][positions])
+        def keys_of(number, query_numbers, part, radius):
+            rows = self.metric.rows(self.lists.rows["vectors"][part])
             return scan_vectors(self.metric, queries[query_numbers], rows, self.centers[number], radius)
 
         return keys_of
@@ -160,9 +166,9 @@ class InvertedFile:
         codes, anchors = self.lists.rows["codes"], self.anchors
         row_terms = self.lists.rows.get("row_terms", self.lists.rows.get("inverse_norms"))
 
-        def keys_of(number, query_numbers, positions, radius):
-            terms = None if row_terms is None else row_terms[positions]
-            return scan.keys(query_numbers, anchors[number], codes[positions], terms, radius)
+        def keys_of(number, query_numbers, part, radius):
+            terms = None if row_terms is None else row_terms[part]
+            return scan.keys(query_numbers, anchors[number], codes[part], terms, radius)
 
         return keys_of
 
@@ -192,7 +198,7 @@ class InvertedFile:
         if self.metric.is_cosine and self.codebooks is not None:  # decoded rows are renormalised
             lowest = np.full((len(queries), len(self.centers)), -np.inf)
         else:
-            lowest = lowest_keys(self.metric, queries, self.anchors, self.lists.radii * (1 + 1e-6))
+            lowest = lowest_keys(self.metric, queries, self.anchors, self._reach())
         near, numbers = np.nonzero(lowest <= key)
         pool = Pool(len(queries), None, threshold=key)
         search_lists(self._scan(queries, allowed), (near, numbers, np.ones(len(near), dtype=bool)), pool)
@@ -201,6 +207,12 @@ class InvertedFile:
         found, keys, ids = found[inside], keys[inside], self.lists.ids[positions[inside]].astype(np.int64)
         bounds = np.searchsorted(found, np.arange(len(queries) + 1))
         return [(keys[i:j], ids[i:j]) for i, j in pairwise(bounds)]
+
+    def _reach(self):
+        """Radii of the lists, more by what rounding does to decoded rows, (n_lists,)."""
+        rounding = 0 if self.codebooks is None else 4 * np.finfo(self.codebooks.dtype).eps
+        lengths = np.sqrt(np.square(self.anchors).sum(axis=1))
+        return self.lists.radii * (1 + 1e-6) + rounding * (lengths + self.lists.radii)
 
     def exact(self, queries, k):
         """Row numbers (n_queries, k) of the true neighbours: by vectors, or else by all the codes."""
