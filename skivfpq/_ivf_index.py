@@ -20,6 +20,7 @@ from skivfpq._metrics import METRICS, neighbors_recall
 from skivfpq._product_quantizer import ProductQuantizer
 from skivfpq._sklearn_private import HasMethods, Interval, StrOptions, as_configured_sparse, fit_context
 from skivfpq._validation import (
+    all_or_nothing,
     as_generator,
     check_integer,
     check_number,
@@ -202,6 +203,7 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     # ---------------------------------------------------------------------------------- building
 
     @fit_context(prefer_skip_nested_validation=False)
+    @all_or_nothing
     def fit(self, X, y=None):
         """Train the quantizers on X, file its rows, choose the number of probes.
 
@@ -268,6 +270,11 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         distinct = too_few_distinct_rows(rows, n_lists, np.ones(len(rows)))
         n_lists = n_lists if distinct is None else len(distinct)
         quantizer = self._coarse_quantizer(n_lists, seed).fit(rows)
+        if not hasattr(quantizer, "cluster_centers_"):
+            raise ValueError(
+                f"coarse_quantizer must have cluster_centers_ once fitted, which {quantizer!r} has not: use "
+                "LloydKMeans, KMeans or MiniBatchKMeans."
+            )
         self._report(f"{len(quantizer.cluster_centers_)} lists trained on {len(rows)} rows.")
         return quantizer
 
@@ -322,7 +329,7 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
 
     def _choose_probes(self, file, X, held_out):
         """Number of probes, and the recall that was measured for it."""
-        n_lists, k = len(file.centers), min(self.n_neighbors, len(X) - 1)
+        n_lists, k = len(file.centers), min(int(self.n_neighbors), len(X) - 1)
         if self.n_probes != "auto":
             return min(int(self.n_probes), n_lists), None
         if k == 0 or n_lists == 1:
@@ -461,16 +468,31 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         """
         check_is_fitted(self)
         file = self._file
+        numbers, queries = self._queries(file, X)
+        distances, indices = self._kneighbors(
+            file,
+            queries,
+            n_neighbors,
+            numbers=numbers,
+            n_probes=n_probes,
+            refine_factor=refine_factor,
+            subset=subset,
+        )
+        return (distances, indices) if return_distance else indices
+
+    def _kneighbors(
+        self, file, queries, n_neighbors=None, *, numbers=None, n_probes=None, refine_factor=None, subset=None
+    ):
+        """Neighbours of metric rows, without themselves where their numbers are given."""
         k = check_integer("n_neighbors", self.n_neighbors if n_neighbors is None else n_neighbors, 1)
         factor = self._refine_factor(file, refine_factor)
         settings = self._probes(file, n_probes), factor, _allowed(file.lists, subset)
-        numbers, queries = self._queries(file, X)
-        _check_enough(k, file.lists, settings[-1], len(queries), own=X is None)
-        if X is None:
+        _check_enough(k, file.lists, settings[-1], len(queries), own=numbers is not None)
+        if numbers is not None:
             keys, indices = without_self(*file.search(queries, k + 1, *settings), numbers)
         else:
             keys, indices = file.search(queries, k, *settings)
-        return (file.metric.distances(keys), indices) if return_distance else indices
+        return file.metric.distances(keys), indices
 
     def _queries(self, file, X):
         """Queries as the metric sees them; the live rows with their numbers where X is None."""
@@ -481,20 +503,23 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
 
     def _probes(self, file, n_probes):
         if n_probes is None:  # what was measured, unless the parameter was changed since
-            unchanged = isinstance(self.n_probes, str) or self.n_probes == self._n_probes_param
-            n_probes = self.n_probes_ if unchanged else self.n_probes
+            given = None if isinstance(self.n_probes, str) else check_integer("n_probes", self.n_probes, 1)
+            n_probes = self.n_probes_ if given is None or given == self._n_probes_param else given
         return min(check_integer("n_probes", n_probes, 1), len(file.centers))
 
     def _refine_factor(self, file, refine_factor=None):
         factor = self.refine_factor if refine_factor is None else refine_factor
-        if factor is None or file.codebooks is None:
+        if factor is None:
+            return None
+        factor = check_number("refine_factor", factor, low=1)
+        if file.codebooks is None:
             return None
         if not file.keeps_vectors:
             raise ValueError(
                 f"refine_factor={factor} re-ranks by vectors, but this index keeps codes only: "
                 "set refine_factor before fit."
             )
-        return check_number("refine_factor", factor, low=1)
+        return factor
 
     def radius_neighbors(self, X=None, radius=1.0, return_distance=True, *, sort_results=False, subset=None):
         """All rows within a distance of each query, nearest first.
@@ -529,13 +554,17 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         """
         check_is_fitted(self)
         file = self._file
-        key = file.metric.key_of_radius(check_number("radius", radius))
-        numbers, queries = self._queries(file, X)
-        distances, indices = np.empty(len(queries), dtype=object), np.empty(len(queries), dtype=object)
-        for i, (keys, ids) in enumerate(file.search_radius(queries, key, _allowed(file.lists, subset))):
-            others = slice(None) if numbers is None else ids != numbers[i]
-            distances[i], indices[i] = file.metric.distances(keys[others]), ids[others]
+        distances, indices = self._radius_neighbors(file, *self._queries(file, X), radius, subset)
         return (distances, indices) if return_distance else indices
+
+    def _radius_neighbors(self, file, numbers, queries, radius, subset=None):
+        radius = check_number("radius", radius)
+        distances, indices = np.empty(len(queries), dtype=object), np.empty(len(queries), dtype=object)
+        found = file.search_radius(queries, radius, _allowed(file.lists, subset))
+        for i, (near, ids) in enumerate(found):
+            others = slice(None) if numbers is None else ids != numbers[i]
+            distances[i], indices[i] = near[others], ids[others]
+        return distances, indices
 
     # ------------------------------------------------------------------------------------ graphs
 
@@ -561,9 +590,11 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         ValueError
             As ``kneighbors``; mode="distance" with the inner product, whose distances are negative.
         """
-        self._check_mode(mode)
-        distances, indices = self.kneighbors(X, n_neighbors)
-        return self._graph(X, list(distances), list(indices), mode)
+        check_is_fitted(self)
+        file = self._file
+        _check_mode(file, mode)
+        numbers, queries = self._queries(file, X)
+        return _graph(file, numbers, *self._kneighbors(file, queries, n_neighbors, numbers=numbers), mode)
 
     def radius_neighbors_graph(self, X=None, radius=1.0, mode="connectivity", sort_results=False):
         """Sparse graph of the rows within a distance.
@@ -589,31 +620,11 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         ValueError
             As ``radius_neighbors``; mode="distance" with the inner product.
         """
-        self._check_mode(mode)
-        distances, indices = self.radius_neighbors(X, radius)
-        return self._graph(X, list(distances), list(indices), mode)
-
-    def _check_mode(self, mode):
         check_is_fitted(self)
-        if mode not in ("connectivity", "distance"):
-            raise ValueError(f"mode must be 'connectivity' or 'distance', got {mode!r}.")
-        if mode == "distance" and self._file.metric.is_product:
-            raise ValueError(
-                "mode='distance' needs distances that are not negative, which metric='inner_product' does "
-                "not give: use metric='cosine', or mode='connectivity'."
-            )
-
-    def _graph(self, X, distances, indices, mode):
-        lengths = np.array([len(row) for row in indices], dtype=np.int64)
-        if X is None:  # square: removed rows are there, and empty
-            live = self._file.lists.positions >= 0
-            lengths, live_lengths = np.zeros(len(live), dtype=np.int64), lengths
-            lengths[live] = live_lengths
-        columns = np.concatenate([np.empty(0, np.int64), *indices])
-        values = np.concatenate([np.empty(0), *distances]) if mode == "distance" else np.ones(len(columns))
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        graph = sparse.csr_array((values, columns, offsets), shape=(len(lengths), self.n_samples_fit_))
-        return as_configured_sparse(graph)
+        file = self._file
+        _check_mode(file, mode)
+        numbers, queries = self._queries(file, X)
+        return _graph(file, numbers, *self._radius_neighbors(file, numbers, queries, radius), mode)
 
     def transform(self, X):
         """Sparse graph of the nearest rows, as ``sklearn.neighbors.KNeighborsTransformer`` gives it.
@@ -635,7 +646,11 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             As ``kneighbors_graph``.
         """
         check_is_fitted(self)
-        return self.kneighbors_graph(X, self.n_neighbors + (self.mode == "distance"), self.mode)
+        file, k = self._file, check_integer("n_neighbors", self.n_neighbors, 1)
+        _check_mode(file, self.mode)
+        queries = file.metric.rows(validate_rows(self, X))
+        neighbors = self._kneighbors(file, queries, k + (self.mode == "distance"))
+        return _graph(file, None, *neighbors, self.mode)
 
     def predict(self, X):
         """The list that each row falls in.
@@ -651,8 +666,8 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             Numbers of lists.
         """
         check_is_fitted(self)
-        rows = self._file.metric.rows(validate_rows(self, X))
-        return self._file.nearest_list(rows, effective_n_jobs(self.n_jobs))
+        file = self._file
+        return file.nearest_list(file.metric.rows(validate_rows(self, X)), effective_n_jobs(self.n_jobs))
 
     # ------------------------------------------------------------------------------------ recall
 
@@ -678,11 +693,12 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             The index keeps no vectors: a fine_quantizer without refine_factor.
         """
         check_is_fitted(self)
-        if not self._file.keeps_vectors:
+        file = self._file
+        if not file.keeps_vectors:
             raise ValueError("score needs the vectors, but refine_factor was not set before fit.")
-        found = self.kneighbors(X, return_distance=False)
-        _, queries = self._queries(self._file, X)
-        return neighbors_recall(self._file.exact(queries, self.n_neighbors), found)
+        queries = file.metric.rows(validate_rows(self, X))
+        _, found = self._kneighbors(file, queries)
+        return neighbors_recall(file.exact(queries, int(self.n_neighbors)), found)
 
     def tune(self, X, target_recall=None, n_neighbors=None):
         """Choose the fewest probes that reach a recall on queries of yours; nothing is rebuilt.
@@ -720,7 +736,7 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         )
         k = check_integer("n_neighbors", self.n_neighbors if n_neighbors is None else n_neighbors, 1)
         file = self._file
-        _, queries = self._queries(file, X)
+        queries = file.metric.rows(validate_rows(self, X))
         _check_enough(k, file.lists, None, len(queries))
         true = file.exact(queries, k)
         self.n_probes_, self.recall_ = self._measure_probes(file, queries, true, target)
@@ -729,15 +745,23 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
 
     # ------------------------------------------------------------------------------- what is fitted
 
+    def __sklearn_is_fitted__(self):
+        return hasattr(self, "_file")
+
+    @property
+    def _lists(self):
+        check_is_fitted(self)
+        return self._file.lists
+
     @property
     def n_lists_(self):
         """Number of lists."""
-        return len(self._file.centers)
+        return len(self._lists.radii)
 
     @property
     def n_samples_fit_(self):
         """Rows ever added."""
-        return len(self._file.lists.positions)
+        return len(self._lists.positions)
 
     @property
     def _n_features_out(self):
@@ -746,21 +770,45 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     @property
     def labels_(self):
         """List of each row, -1 for removed ones, (n_samples_fit_,) int32."""
-        return self._file.lists.labels
+        return self._lists.labels
 
     @property
     def list_sizes_(self):
         """Rows in each list, (n_lists_,)."""
-        return self._file.lists.sizes
+        return self._lists.sizes
 
     @property
     def bytes_per_vector_(self):
         """Bytes kept for each row."""
-        return self._file.lists.nbytes / max(1, len(self._file.lists.ids))
+        lists = self._lists
+        return lists.nbytes / max(1, len(lists.ids))
 
     def _report(self, message):
         if self.verbose:
             print(message)  # noqa: T201 - verbose means this
+
+
+def _check_mode(file, mode):
+    if not isinstance(mode, str) or mode not in ("connectivity", "distance"):
+        raise ValueError(f"mode must be 'connectivity' or 'distance', got {mode!r}.")
+    if mode == "distance" and file.metric.is_product:
+        raise ValueError(
+            "mode='distance' needs distances that are not negative, which metric='inner_product' does "
+            "not give: use metric='cosine', or mode='connectivity'."
+        )
+
+
+def _graph(file, numbers, distances, indices, mode):
+    """CSR of the neighbours found; square for the index's own rows of these numbers, removed ones empty."""
+    lengths = np.array([len(row) for row in indices], dtype=np.int64)
+    if numbers is not None:
+        lengths, own_lengths = np.zeros(len(file.lists.positions), dtype=np.int64), lengths
+        lengths[numbers] = own_lengths
+    columns = np.concatenate([np.empty(0, np.int64), *indices])
+    values = np.concatenate([np.empty(0), *distances]) if mode == "distance" else np.ones(len(columns))
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    shape = (len(lengths), len(file.lists.positions))
+    return as_configured_sparse(sparse.csr_array((values, columns, offsets), shape=shape))
 
 
 def _sample(metric, X, numbers, size, rng):

@@ -4,19 +4,17 @@ import warnings
 from numbers import Integral, Real
 
 import numpy as np
-from scipy import sparse
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.preprocessing import normalize
 from sklearn.utils import check_array
 from sklearn.utils.validation import check_is_fitted
 
 from skivfpq._algorithms.blocks import effective_n_jobs, nearest_centers
 from skivfpq._algorithms.lloyd import MemoryStep, lloyd, scaled_tolerance
 from skivfpq._algorithms.seeding import SAME, kmeans_plusplus, random_rows, too_few_distinct_rows
-from skivfpq._kernels import dense_rows, sq_distance_matrix
+from skivfpq._kernels import dense_rows, is_zero_row, sq_distance_matrix, unit_rows
 from skivfpq._sklearn_private import Interval, RealNotInt, StrOptions, check_sample_weight, fit_context
-from skivfpq._validation import as_generator, draw_seed, validate_rows
+from skivfpq._validation import all_or_nothing, as_generator, check_size, draw_seed, validate_rows
 
 
 class LloydKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
@@ -154,6 +152,7 @@ default="k-means++"
         return tags
 
     @fit_context(prefer_skip_nested_validation=True)
+    @all_or_nothing
     def fit(self, X, y=None, sample_weight=None):
         """Find the centers.
 
@@ -208,15 +207,14 @@ default="k-means++"
             raise ValueError(f"n_samples={n_samples} should be >= n_clusters={self.n_clusters}.")
 
     def _metric_rows(self, X):
-        return normalize(X) if self.metric == "cosine" else X
+        return unit_rows(X).astype(X.dtype) if self.metric == "cosine" else X
 
     def _distances(self, X, sq_distances):
         """Distances of the metric, to a unit center each, from squared Euclidean ones."""
         if self.metric == "euclidean":
             return sq_distances
-        sq_norms = X.multiply(X).sum(axis=1) if sparse.issparse(X) else np.einsum("ij,ij->i", X, X)
-        is_zero = np.asarray(sq_norms).ravel() == 0  # a row of zeros is at 1 from everything
-        return sq_distances / 2 + 0.5 * is_zero.reshape(-1, *[1] * (sq_distances.ndim - 1))
+        is_zero = is_zero_row(X).reshape(-1, *[1] * (sq_distances.ndim - 1))
+        return np.where(is_zero, 1.0, sq_distances / 2)  # a row of zeros is at 1 from everything
 
     def _training_rows(self, X, weights, rng):
         n_samples = X.shape[0]
@@ -245,7 +243,7 @@ default="k-means++"
             centers, inertia, n_iter = lloyd(
                 step,
                 first_centers,
-                max_iter=self.max_iter,
+                max_iter=int(self.max_iter),
                 tol=tol,
                 spherical=self.metric == "cosine",
                 report=self._report,
@@ -270,13 +268,14 @@ default="k-means++"
 
     def _first_centers(self, X, weights, rng):
         """First centers (n_clusters, n_features) in the dtype of X; fewer if fewer rows are distinct."""
-        distinct = too_few_distinct_rows(X, self.n_clusters, weights)
+        n_clusters = int(self.n_clusters)
+        distinct = too_few_distinct_rows(X, n_clusters, weights)
         if distinct is not None:
             rows = distinct
         elif isinstance(self.init, str) and self.init == "k-means++":
-            rows = kmeans_plusplus(X, self.n_clusters, weights, rng)
+            rows = kmeans_plusplus(X, n_clusters, weights, rng)
         elif isinstance(self.init, str):
-            rows = random_rows(X, self.n_clusters, weights, rng)
+            rows = random_rows(X, n_clusters, weights, rng)
         else:
             return self._given_centers(X, rng)
         return dense_rows(X, rows).astype(X.dtype)
@@ -286,6 +285,7 @@ default="k-means++"
         if callable(centers):
             centers = centers(X, self.n_clusters, random_state=np.random.RandomState(draw_seed(rng)))
         centers = check_array(centers, dtype=X.dtype, copy=True, order="C", input_name="init")
+        check_size(centers, "init")
         if centers.shape[0] != self.n_clusters:
             raise ValueError(
                 f"The shape of the initial centers {centers.shape} does not match the number of "

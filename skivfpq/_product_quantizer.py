@@ -11,7 +11,7 @@ from sklearn.utils.validation import check_is_fitted
 from skivfpq._algorithms import codebooks as pq
 from skivfpq._algorithms.blocks import effective_n_jobs
 from skivfpq._sklearn_private import Interval, RealNotInt, StrOptions, fit_context
-from skivfpq._validation import as_generator, validate_rows
+from skivfpq._validation import all_or_nothing, as_generator, validate_rows
 
 ROWS_PER_CODEWORD = 256  # of max_samples="auto"; four times as many lower the error by less than 1 %
 
@@ -131,6 +131,7 @@ class ProductQuantizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         return tags
 
     @fit_context(prefer_skip_nested_validation=True)
+    @all_or_nothing
     def fit(self, X, y=None):
         """Learn the rotation and the codebooks.
 
@@ -185,7 +186,7 @@ class ProductQuantizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         if self.max_samples is None:
             return n_samples
         if self.max_samples == "auto":
-            return min(n_samples, ROWS_PER_CODEWORD << self.n_bits)
+            return min(n_samples, ROWS_PER_CODEWORD << int(self.n_bits))
         if isinstance(self.max_samples, Integral):
             return min(n_samples, int(self.max_samples))
         return max(1, int(self.max_samples * n_samples))
@@ -205,8 +206,8 @@ class ProductQuantizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         return pq.train_codebooks(
             rotated,
             self._slices,
-            1 << self.n_bits,
-            max_iter=self.max_iter,
+            1 << int(self.n_bits),
+            max_iter=int(self.max_iter),
             rng=rng,
             n_threads=effective_n_jobs(self.n_jobs),
             report=self._report,
@@ -219,15 +220,21 @@ class ProductQuantizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         )
         rotated = pq.rotate(X, self.rotation_)
         self.codebooks_, n_iter = pq.refine_codebooks(
-            rotated, self._slices, codebooks, max_iter=self.max_iter, n_threads=n_threads, report=self._report
+            rotated,
+            self._slices,
+            codebooks,
+            max_iter=int(self.max_iter),
+            n_threads=n_threads,
+            report=self._report,
         )
         self.n_iter_ = max(self.n_iter_, n_iter)
 
     def _warn_if_few_codewords(self):
         fewest = min(len(codewords) for codewords in self.codebooks_)
-        if fewest < 1 << self.n_bits:
+        wanted = 1 << int(self.n_bits)
+        if fewest < wanted:
             warnings.warn(
-                f"A subspace has only {fewest} distinct training rows, fewer than the {1 << self.n_bits} "
+                f"A subspace has only {fewest} distinct training rows, fewer than the {wanted} "
                 f"codewords of n_bits={self.n_bits}: fewer are learnt. Lower n_bits or train on more rows.",
                 ConvergenceWarning,
                 stacklevel=3,
@@ -326,12 +333,11 @@ class ProductQuantizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         Returns
         -------
         tables : ndarray of shape (n_queries, n_subspaces_, 2 ** n_bits)
-            In the dtype of the rows; +inf for codewords that were not learnt.
+            float64; +inf for codewords that were not learnt.
         """
         check_is_fitted(self)
         X = validate_rows(self, X)
-        tables = self._codebooks.distance_tables(X, 1 << self.n_bits)
-        return tables.astype(X.dtype, copy=False)
+        return self._codebooks.distance_tables(X, 1 << int(self.n_bits))
 
     def score(self, X, y=None):
         """Minus the mean over the rows of their squared distance to their decoded selves.

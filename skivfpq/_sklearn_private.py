@@ -1,5 +1,6 @@
 """The private parts of scikit-learn that skivfpq uses, all of them, in one place."""
 
+import numpy as np
 from sklearn.base import _fit_context as fit_context
 from sklearn.utils._param_validation import HasMethods, Interval, RealNotInt, StrOptions
 from sklearn.utils.validation import _check_sample_weight
@@ -25,6 +26,8 @@ def check_sample_weight(sample_weight, X):
     weights = _check_sample_weight(sample_weight, X, dtype="float64")
     if weights.min() < 0:
         raise ValueError(f"sample_weight must not be negative, got a weight of {weights.min()}.")
+    if not np.isfinite(weights.sum()):
+        raise ValueError("sample_weight must have a finite sum, got weights that overflow: divide them.")
     if not weights.any():
         raise ValueError("sample_weight must hold a positive weight, got zeros only.")
     return weights

@@ -1,5 +1,6 @@
 """Checks of users' arrays and numbers: what was expected, what came, what to do."""
 
+import functools
 import numbers
 
 import numpy as np
@@ -40,7 +41,25 @@ def validate_other_rows(X, name, *, keep_small=False):
     return _finish_rows(check_array(X, dtype="numeric", order="C", input_name=name), name, keep_small)
 
 
+def all_or_nothing(fit):
+    """A fit that fails, or is interrupted, leaves the estimator as it was."""
+
+    @functools.wraps(fit)
+    def wrapper(self, *args, **kwargs):
+        before = dict(vars(self))
+        try:
+            return fit(self, *args, **kwargs)
+        except BaseException:
+            vars(self).clear()
+            vars(self).update(before)
+            raise
+
+    return wrapper
+
+
 def _finish_rows(X, name, keep_small):
+    if X.dtype.kind not in "fiub":
+        raise ValueError(f"Input X of {name} must hold numbers, got dtype {X.dtype}.")
     _check_exact(X.data if sparse.issparse(X) else X, name)
     if sparse.issparse(X):
         small = X.dtype in (np.float16, np.float32) or (X.dtype.kind in "iu" and X.dtype.itemsize <= 2)
@@ -50,15 +69,21 @@ def _finish_rows(X, name, keep_small):
             X.sum_duplicates()
     elif not (keep_small and X.dtype in (np.float16, np.int8, np.uint8)):
         X = as_float_rows(X)
-    if X.dtype == np.float64:
-        values = X.data if sparse.issparse(X) else X
-        largest = max(values.max(initial=0), -values.min(initial=0))
-        if largest > LARGEST:
-            raise ValueError(
-                f"Input X of {name} must hold values up to {LARGEST:g} in size, since squares of larger "
-                f"ones overflow float64; got {largest:g}. Scale the data, or mend the value."
-            )
+    check_size(X, f"Input X of {name}")
     return X
+
+
+def check_size(X, name):
+    """Values whose squared distances do not overflow."""
+    if X.dtype != np.float64:
+        return
+    values = X.data if sparse.issparse(X) else X
+    largest = max(values.max(initial=0), -values.min(initial=0))
+    if largest > LARGEST:
+        raise ValueError(
+            f"{name} must hold values up to {LARGEST:g} in size, since squares of larger ones overflow "
+            f"float64; got {largest:g}. Scale the data, or mend the value."
+        )
 
 
 def _check_exact(values, name):
@@ -87,6 +112,10 @@ def check_number(name, value, *, low=None, above=None, high=None):
     """A finite float, at least low, above ``above``, at most high."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}.")
+    try:
+        value = float(value)
+    except OverflowError:
+        value = np.inf
     bounds = {"at least": low, "above": above, "at most": high}
     inside = (
         (low is None or value >= low) and (above is None or value > above) and (high is None or value <= high)
@@ -94,7 +123,7 @@ def check_number(name, value, *, low=None, above=None, high=None):
     if not (np.isfinite(value) and inside):
         expected = "".join(f", {word} {bound}" for word, bound in bounds.items() if bound is not None)
         raise ValueError(f"{name} must be finite{expected}, got {value}.")
-    return float(value)
+    return value
 
 
 def check_row_numbers(name, indices, n_rows):

@@ -58,13 +58,12 @@ def test_recall_by_hand():
 
 
 def test_pool_keeps_what_errors_cannot_exclude():
-    pool = Pool(1, 2)
+    exact = np.array([0.0, 1.1, 2.2, 2.15, 0.0])
+    pool = Pool(1, 2, lambda queries, positions: exact[positions], np.arange(5))
     keys = np.array([[5.0, 1.0, 2.0, 2.4, 3.0]])
     pool.add(np.array([0]), np.arange(5), keys, np.array([0.25]))
-    _, positions = pool.thin()
-    assert_array_equal(np.sort(positions), [1, 2, 3])  # 2.4 may be below 2.0, 3.0 may not
-    exact = np.array([0.0, 1.1, 2.2, 2.15, 0.0])
-    found, places = pool.nearest(lambda queries, positions: exact[positions], np.arange(5))
+    assert_array_equal(np.sort(pool.ranked()[1]), [1, 2, 3])  # 2.4 may be below 2.0, 3.0 may not
+    found, places = pool.nearest()
     assert_array_equal(places, [[1, 3]])
     assert_array_equal(found, [[1.1, 2.15]])
 

@@ -62,6 +62,13 @@ class Codebooks:
         return self.codewords[0].dtype
 
     @property
+    def eps(self):
+        """Relative rounding of decoded rows, and of the rotation if there is one."""
+        n_features = self.slices[-1].stop
+        rotated = 0 if self.rotation is None else 4 * n_features * _rotation_unit(n_features) ** 2
+        return np.finfo(self.dtype).eps + rotated
+
+    @property
     def n_codewords(self):
         """Most codewords of a subspace."""
         return max(len(codewords) for codewords in self.codewords)
@@ -116,7 +123,7 @@ def rotate(X, rotation):
     """
     if rotation is None:
         return X
-    unit = 0.5 ** ((53 - int(np.ceil(np.log2(len(rotation))))) // 2)
+    unit = _rotation_unit(len(rotation))
     high, low = _two_pieces(rotation, unit)
     rotated = np.empty((len(X), rotation.shape[1]), dtype=X.dtype)
     for block in row_blocks(len(X), X.shape[1]):
@@ -125,6 +132,11 @@ def rotate(X, rotation):
         x_high, x_low = _two_pieces(np.ldexp(rows, -exponents), unit)
         rotated[block] = np.ldexp(x_high @ high + (x_high @ low + x_low @ high), exponents)
     return rotated
+
+
+def _rotation_unit(n_features):
+    """Grain of the pieces: products of two of them, added up over the features, fit 53 bits."""
+    return 0.5 ** ((53 - int(np.ceil(np.log2(n_features)))) // 2)
 
 
 def _two_pieces(values, unit):

@@ -23,7 +23,7 @@ from skivfpq._algorithms.search import (
     scan_vectors,
     search_lists,
 )
-from skivfpq._kernels import row_blocks
+from skivfpq._kernels import row_blocks, row_norms
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,23 +112,23 @@ class InvertedFile:
         allowed : (n_rows,) mask over positions, or None for all; at least k of them
         """
         keys, ids = np.empty((len(queries), k)), np.empty((len(queries), k), dtype=np.int64)
-        for block in self._query_blocks(len(queries)):
+        for block in self._query_blocks(len(queries), k):
             keys[block], positions = self._search_block(queries[block], k, n_probes, refine_factor, allowed)
             ids[block] = self.lists.ids[positions]
         return keys, ids
 
-    def _query_blocks(self, n_queries):
+    def _query_blocks(self, n_queries, k=0):
         """Blocks of queries whose tables, and distances to all centers, take about 32 MB."""
         codewords = 0 if self.codebooks is None else self.codebooks.n_codewords * len(self.codebooks.slices)
-        return row_blocks(n_queries, (len(self.centers) + codewords) // 4)
+        return row_blocks(n_queries, (len(self.centers) + codewords) // 4 + 4 * k)
 
     def _search_block(self, queries, k, n_probes, refine_factor, allowed):
         sizes = self._allowed_sizes(allowed)
-        n_candidates = k if refine_factor is None else min(int(np.ceil(refine_factor * k)), sizes.sum())
+        n_candidates = k if refine_factor is None else int(min(np.ceil(refine_factor * k), sizes.sum()))
         pairs = probe(self.metric, queries, self.centers, n_probes, sizes, n_candidates)
-        pool = Pool(len(queries), n_candidates)
-        search_lists(self._scan(queries, allowed), pairs, pool)
-        keys, positions = pool.nearest(self._exact_keys(queries), self.lists.ids)
+        pool = Pool(len(queries), n_candidates, self._exact_keys(queries), self.lists.ids)
+        search_lists(self._scan(queries, allowed), self.lists.offsets, pairs, pool)
+        keys, positions = pool.nearest()
         return (keys, positions) if refine_factor is None else self._refine(queries, positions, k)
 
     def _allowed_sizes(self, allowed):
@@ -138,18 +138,17 @@ class InvertedFile:
         return np.diff(np.concatenate([[0], np.cumsum(allowed)])[self.lists.offsets])
 
     def _scan(self, queries, allowed):
-        """The function (list, query numbers) -> positions, keys, errors that scans one list."""
+        """The function (list, part of it, query numbers) -> keys, errors, positions for ``search_lists``."""
         keys_of = self._vector_keys(queries) if self.codebooks is None else self._code_keys(queries)
         radii = self.lists.radii * (1 + 1e-9)
 
-        def scan(number, query_numbers):
-            part = slice(self.lists.offsets[number], self.lists.offsets[number + 1])
+        def scan(number, part, query_numbers):
             positions = np.arange(part.start, part.stop)
             if allowed is not None:
                 part = positions = positions[allowed[part]]
             if len(positions) == 0:
-                return positions, None, None
-            return positions, *keys_of(number, query_numbers, part, radii[number])
+                return None, None, positions
+            return *keys_of(number, query_numbers, part, radii[number]), positions
 
         return scan
 
@@ -162,7 +161,7 @@ class InvertedFile:
 
     def _code_keys(self, queries):
         tables = self.codebooks.product_tables(queries - self.origin)
-        scan = CodeScan(self.metric, queries, tables, self.origin, np.finfo(self.codebooks.dtype).eps)
+        scan = CodeScan(self.metric, queries, tables, self.origin, self.codebooks.eps)
         codes, anchors = self.lists.rows["codes"], self.anchors
         row_terms = self.lists.rows.get("row_terms", self.lists.rows.get("inverse_norms"))
 
@@ -189,29 +188,33 @@ class InvertedFile:
         order = np.lexsort((self.lists.ids[positions], keys), axis=1)[:, :k]
         return np.take_along_axis(keys, order, 1), np.take_along_axis(positions, order, 1)
 
-    def search_radius(self, queries, key, allowed=None):
-        """Keys and row numbers of all rows up to a key, a pair of arrays for each query."""
+    def search_radius(self, queries, radius, allowed=None):
+        """Distances and row numbers of all rows within a radius, a pair of arrays for each query."""
         for block in self._query_blocks(len(queries)):
-            yield from self._search_radius_block(queries[block], key, allowed)
+            yield from self._search_radius_block(queries[block], radius, allowed)
 
-    def _search_radius_block(self, queries, key, allowed):
+    def _search_radius_block(self, queries, radius, allowed):
+        key = self.metric.key_of_radius(radius)
         if self.metric.is_cosine and self.codebooks is not None:  # decoded rows are renormalised
             lowest = np.full((len(queries), len(self.centers)), -np.inf)
         else:
             lowest = lowest_keys(self.metric, queries, self.anchors, self._reach())
         near, numbers = np.nonzero(lowest <= key)
-        pool = Pool(len(queries), None, threshold=key)
-        search_lists(self._scan(queries, allowed), (near, numbers, np.ones(len(near), dtype=bool)), pool)
-        found, positions, keys = pool.ranked(self._exact_keys(queries), self.lists.ids)
-        inside = keys <= key
-        found, keys, ids = found[inside], keys[inside], self.lists.ids[positions[inside]].astype(np.int64)
+        pool = Pool(len(queries), None, self._exact_keys(queries), self.lists.ids, threshold=key)
+        pairs = near, numbers, np.ones(len(near), dtype=bool)
+        search_lists(self._scan(queries, allowed), self.lists.offsets, pairs, pool)
+        found, positions, keys = pool.ranked()
+        distances = self.metric.distances(keys)
+        inside = distances <= radius
+        found, distances = found[inside], distances[inside]
+        ids = self.lists.ids[positions[inside]].astype(np.int64)
         bounds = np.searchsorted(found, np.arange(len(queries) + 1))
-        return [(keys[i:j], ids[i:j]) for i, j in pairwise(bounds)]
+        return [(distances[i:j], ids[i:j]) for i, j in pairwise(bounds)]
 
     def _reach(self):
         """Radii of the lists, more by what rounding does to decoded rows, (n_lists,)."""
-        rounding = 0 if self.codebooks is None else 4 * np.finfo(self.codebooks.dtype).eps
-        lengths = np.sqrt(np.square(self.anchors).sum(axis=1))
+        rounding = 0 if self.codebooks is None else 4 * self.codebooks.eps
+        lengths = row_norms(self.anchors)
         return self.lists.radii * (1 + 1e-6) + rounding * (lengths + self.lists.radii)
 
     def exact(self, queries, k):

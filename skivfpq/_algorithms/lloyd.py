@@ -11,7 +11,7 @@ import numpy as np
 from scipy import sparse
 
 from skivfpq._algorithms.blocks import nearest_centers
-from skivfpq._algorithms.seeding import hash_rows
+from skivfpq._algorithms.seeding import SAME, hash_rows
 from skivfpq._kernels import cluster_sums, dense_rows, row_blocks
 
 
@@ -54,7 +54,8 @@ class MemoryStep:
         if self._hashes is None:
             self._hashes = hash_rows(self.X)
         rows = np.flatnonzero((self.sq_distances > 0) & (self.weights > 0))
-        rows = rows[np.lexsort((self._hashes[rows], -self.sq_distances[rows]))]
+        mantissas, exponents = np.frexp(self.sq_distances[rows])  # to 2^-33: CSR rows tie as dense ones
+        rows = rows[np.lexsort((self._hashes[rows], -np.rint(np.ldexp(mantissas, 33)), -exponents))]
         _, first, copies = np.unique(self._hashes[rows], return_index=True, return_inverse=True)
         weights = np.bincount(copies, self.weights[rows])
         chosen = np.argsort(first)[:n_rows]  # as they come: farthest first
@@ -111,6 +112,7 @@ def _means(moments, centers, spherical):
             sums[label] -= row * weight
             counts[label] -= weight
             sums[cluster], counts[cluster] = row * weight, weight
+        counts[counts <= SAME * moments.counts] = 0  # all rows left, but for rounding
     means = sums / np.where(counts > 0, counts, 1)[:, None]
     means[counts <= 0] = means[np.argmax(counts)]  # as scikit-learn: with the largest, never at the origin
     if spherical:
@@ -127,9 +129,16 @@ def scaled_tolerance(X, weights, tol):
     mean = weights @ X / total  # (n_features,) float64
     square = np.zeros(X.shape[1])
     for block in row_blocks(X.shape[0], X.shape[1]):
-        if sparse.issparse(X):  # zeros, left out here, are mean**2 away from the mean
-            square += weights[block] @ X[block].astype(np.float64).power(2)
-        else:
-            square += weights[block] @ np.square(X[block] - mean)
-    variance = square / total - (mean**2 if sparse.issparse(X) else 0)
-    return tol * max(0.0, float(variance.mean()))
+        square += _weighted_squares(X[block], weights[block], mean)
+    return tol * float((square / total).mean())
+
+
+def _weighted_squares(X, weights, mean):
+    """Weighted sums of squared differences to the mean, (n_features,)."""
+    if not sparse.issparse(X):
+        return weights @ np.square(X - mean)
+    value_weights = np.repeat(weights, np.diff(X.indptr))
+    differences = np.square(X.data - mean[X.indices])
+    at_values = np.bincount(X.indices, value_weights * differences, X.shape[1])
+    at_zeros = weights.sum() - np.bincount(X.indices, value_weights, X.shape[1])
+    return at_values + at_zeros * mean**2

@@ -7,10 +7,19 @@ neighbours are those of the plain formula, ties going to the lowest row number.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
-from skivfpq._kernels import adc_scan, row_blocks, sq_distance_matrix
+from skivfpq._kernels import (
+    UNDERFLOW,
+    adc_scan,
+    is_zero_row,
+    row_blocks,
+    row_norms,
+    sq_distance_matrix,
+    unit_rows,
+)
 
 EPS = np.finfo(np.float64).eps
 POOL_SIZE = 1 << 22  # most candidates that wait before the pool is thinned out, unless they tie
@@ -35,26 +44,21 @@ class Metric:
         return self.name == "inner_product"
 
     def inverse_norms(self, rows):
-        """1 / |row| for the cosine (0 for rows of zeros), (n_rows,) float64; None for other metrics."""
-        if not self.is_cosine:
-            return None
-        norms = np.sqrt(np.square(rows, dtype=np.float64).sum(axis=1))  # the same bits in every batch
+        """1 / |row|, 0 for rows of zeros, (n_rows,) float64."""
+        norms = row_norms(rows)
         return np.divide(1, norms, out=np.zeros(len(rows)), where=norms > 0)
 
-    def rows(self, rows, inverse_norms=None):
+    def rows(self, rows):
         """The rows as the metric sees them: float64, of length one for the cosine."""
-        rows = rows.astype(np.float64)
-        if self.is_cosine:
-            rows *= (self.inverse_norms(rows) if inverse_norms is None else inverse_norms)[:, None]
-        return rows
+        return unit_rows(rows) if self.is_cosine else rows.astype(np.float64)
 
     def keys(self, queries, rows):
         """Keys of pairs of metric rows, (n_pairs,), by differences."""
         if self.is_product:
             return -(queries * rows).sum(axis=1)
         keys = np.square(rows - queries).sum(axis=1)
-        if self.is_cosine:  # 1 - q.x = |q - x|^2 / 2 for unit vectors; 1 where one of them is zero
-            keys = keys / 2 + 0.5 * (~queries.any(axis=1)) + 0.5 * (~rows.any(axis=1))
+        if self.is_cosine:  # 1 - q.x = |q - x|^2 / 2 for unit vectors, and 1 where one of them is zero
+            keys = np.where(is_zero_row(queries) | is_zero_row(rows), 1.0, keys / 2)
         return keys
 
     def distances(self, keys):
@@ -62,8 +66,8 @@ class Metric:
         return np.sqrt(keys) if self.name == "euclidean" else keys
 
     def key_of_radius(self, radius):
-        """The key that a distance stands for."""
-        return radius * abs(radius) if self.name == "euclidean" else radius
+        """A key that no distance up to the radius exceeds."""
+        return radius * abs(radius) * (1 + 4 * EPS) if self.name == "euclidean" else radius
 
 
 def scan_vectors(metric, queries, rows, anchor, radius):
@@ -75,27 +79,32 @@ def scan_vectors(metric, queries, rows, anchor, radius):
     slack = 4 * (len(anchor) + 8) * EPS
     offsets = rows - anchor
     if metric.is_product:
-        lengths = np.sqrt(np.einsum("ij,ij->i", queries, queries))
         keys = -(queries @ anchor)[:, None] - queries @ offsets.T
-        return keys, slack * lengths * (np.sqrt(anchor @ anchor) + radius)
+        return keys, slack * row_norms(queries) * (row_norms(anchor[None]) + radius) + UNDERFLOW
     shifted = queries - anchor
     sq_norms = np.einsum("ij,ij->i", shifted, shifted)
     keys = sq_norms[:, None] + np.einsum("ij,ij->i", offsets, offsets) - 2 * (shifted @ offsets.T)
-    errors = slack * (sq_norms + radius**2)
     if metric.is_cosine:
-        keys = keys / 2 + 0.5 * (~queries.any(axis=1))[:, None] + 0.5 * (~rows.any(axis=1))
-    return keys, errors
+        keys = np.where(is_zero_row(queries)[:, None] | is_zero_row(rows), 1.0, keys / 2)
+    return keys, slack * (sq_norms + radius**2) + UNDERFLOW
 
 
 class Pool:
-    """The candidates of some queries: those whose key may be among the k smallest."""
+    """The candidates of some queries: those whose key may be among the k smallest, or up to a threshold.
 
-    def __init__(self, n_queries, k, threshold=np.inf):
-        self.k = k
+    exact_keys : function (query numbers, positions) -> keys by differences
+    ids : (n_rows,) what orders positions whose keys tie
+    k : int, or None for all up to the threshold
+    """
+
+    def __init__(self, n_queries, k, exact_keys, ids, threshold=np.inf):
+        self.k, self.exact_keys, self.ids = k, exact_keys, ids
         self.threshold = np.full(n_queries, threshold, dtype=np.float64)  # no larger key can win
-        self._parts = []
+        self._parts = [(np.empty(0, np.intp), np.empty(0, np.intp), np.empty(0), np.empty(0))]
         self._size = 0
-        self._limit = POOL_SIZE if k is None else min(POOL_SIZE, 16 * k * n_queries + 4096)
+        self._limit = (
+            np.inf if k is None else max(2 * k * n_queries, min(POOL_SIZE, 16 * k * n_queries + 4096))
+        )
 
     def add(self, queries, positions, keys, errors):
         """Offer rows: keys (n_queries, n_positions) right to errors (n_queries,)."""
@@ -109,12 +118,11 @@ class Pool:
         self._size += len(i)
         if self._size > self._limit:
             self.thin()
-            self._limit = max(self._limit, 2 * self._size)  # rows that tie may be many
+        if self._size > self._limit:  # rows that tie: only exact keys, and ids, tell them apart
+            self._settle()
 
     def thin(self):
-        """Lower the thresholds to the k-th smallest key seen, drop what is above; return what is left."""
-        if not self._parts:
-            return np.empty(0, np.intp), np.empty(0, np.intp)
+        """Lower the thresholds to the k-th smallest key seen and drop what is above."""
         queries, positions, lower, upper = (np.concatenate(parts) for parts in zip(*self._parts))
         if self.k is not None:
             order = np.lexsort((upper, queries))
@@ -124,19 +132,28 @@ class Pool:
             self.threshold[full] = np.minimum(self.threshold[full], kth)
         keep = lower <= self.threshold[queries]
         self._parts = [(queries[keep], positions[keep], lower[keep], upper[keep])]
-        self._size = len(self._parts[0][0])
-        return self._parts[0][:2]
+        self._size = np.count_nonzero(keep)
 
-    def ranked(self, exact_keys, ids):
+    def _settle(self):
+        """Keep only the first k of each query by exact key and id."""
+        queries, positions, keys = self.ranked()
+        place = np.arange(len(queries)) - np.searchsorted(queries, queries)
+        first = place < self.k
+        self._parts = [(queries[first], positions[first], keys[first], keys[first])]
+        self._size = np.count_nonzero(first)
+        self.thin()
+
+    def ranked(self):
         """All candidates by (query, exact key, id): queries, positions and keys, each (n_candidates,)."""
-        queries, positions = self.thin()
-        keys = exact_keys(queries, positions)
-        order = np.lexsort((ids[positions], keys, queries))
+        self.thin()
+        queries, positions, _, _ = self._parts[0]
+        keys = self.exact_keys(queries, positions)
+        order = np.lexsort((self.ids[positions], keys, queries))
         return queries[order], positions[order], keys[order]
 
-    def nearest(self, exact_keys, ids):
+    def nearest(self):
         """The k nearest of each query: keys and positions, (n_queries, k)."""
-        queries, positions, keys = self.ranked(exact_keys, ids)
+        queries, positions, keys = self.ranked()
         starts = np.searchsorted(queries, np.arange(len(self.threshold)))
         places = starts[:, None] + np.arange(self.k)
         return keys[places], positions[places]
@@ -164,14 +181,14 @@ def nearest_rows(metric, queries, rows, k, ids=None):
     ids = np.arange(len(rows)) if ids is None else ids
     center, radius = _ball_around(metric, rows)
     all_keys, all_rows = np.empty((len(queries), k)), np.empty((len(queries), k), dtype=np.intp)
-    for block in row_blocks(len(queries), 4096):  # 256 queries
-        pool = Pool(block.stop - block.start, k)
+    for block in row_blocks(len(queries), max(4096, 4 * k)):  # 256 queries
+        exact = pair_keys(metric, queries[block], lambda chosen: metric.rows(rows[chosen]))
+        pool = Pool(block.stop - block.start, k, exact, ids)
         numbers = np.arange(block.stop - block.start)
         for part in row_blocks(len(rows), max(len(numbers), rows.shape[1])):
             keys, errors = scan_vectors(metric, queries[block], metric.rows(rows[part]), center, radius)
             pool.add(numbers, np.arange(part.start, part.stop), keys, errors)
-        exact = pair_keys(metric, queries[block], lambda chosen: metric.rows(rows[chosen]))
-        all_keys[block], all_rows[block] = pool.nearest(exact, ids)
+        all_keys[block], all_rows[block] = pool.nearest()
     return all_keys, all_rows
 
 
@@ -217,25 +234,32 @@ def probe(metric, queries, centers, n_probes, sizes, k):
     return tuple(np.concatenate(parts) for parts in zip(pairs, wider))
 
 
-def search_lists(scan, pairs, pool):
+def search_lists(scan, offsets, pairs, pool):
     """Scan every (query, list) pair, list by list, seeds first, so that thresholds are low early.
 
-    scan : function (list number, query numbers) -> positions (n,), keys (n_queries, n), errors (n_queries,)
+    scan : function (list number, its positions, query numbers) -> keys (n_queries, n), errors (n_queries,),
+        positions (n,)
+    offsets : (n_lists + 1,) where each list starts
     """
     queries, lists, is_seed = pairs
     for phase in (is_seed, ~is_seed):
-        _scan_grouped(scan, queries[phase], lists[phase], pool)
+        for number, numbers in _grouped(queries[phase], lists[phase]):
+            for part in row_blocks(offsets[number + 1] - offsets[number], 64):  # 16,384 rows of a long list
+                part = slice(part.start + offsets[number], part.stop + offsets[number])
+                for block in row_blocks(len(numbers), part.stop - part.start):
+                    keys, errors, positions = scan(number, part, numbers[block])
+                    if len(positions):
+                        pool.add(numbers[block], positions, keys, errors)
         pool.thin()
 
 
-def _scan_grouped(scan, queries, lists, pool):
+def _grouped(queries, lists):
+    """Pairs of a list and the queries that probe it."""
     order = np.argsort(lists, kind="stable")
     queries, lists = queries[order], lists[order]
     starts = np.flatnonzero(np.diff(lists, prepend=-1))
-    for start, stop in zip(starts, np.append(starts[1:], len(lists))):
-        positions, keys, errors = scan(lists[start], queries[start:stop])
-        if len(positions):
-            pool.add(queries[start:stop], positions, keys, errors)
+    for start, stop in pairwise(np.append(starts, len(lists))):
+        yield lists[start], queries[start:stop]
 
 
 @dataclass(frozen=True)
@@ -251,7 +275,7 @@ class CodeScan:
     queries: np.ndarray  # (n_queries, n_features) float64, as the metric sees them
     tables: np.ndarray  # (n_queries, n_subspaces, n_codewords) products of q - o with the codewords
     origin: np.ndarray  # (n_features,) o; zeros for cosine and inner product
-    decoded_eps: float  # relative rounding of decoded rows
+    eps: float  # relative rounding of decoded rows and of rotated queries
 
     def keys(self, query_numbers, anchor, codes, row_terms, radius):
         """Keys (n_queries, n_codes) and bounds (n_queries,) of their errors.
@@ -261,21 +285,22 @@ class CodeScan:
         queries = self.queries[query_numbers]
         products = np.empty((len(queries), len(codes)))
         adc_scan(self.tables, query_numbers, codes, products)
-        slack = 8 * (len(anchor) + 8) * EPS + 8 * self.decoded_eps
+        slack = 8 * (len(anchor) + 8) * EPS + 8 * self.eps
         reach = _length(anchor) + radius
         if self.metric.is_distance:
             keys = np.square(queries - anchor).sum(axis=1)[:, None] + row_terms - 2 * products
             span = _length(queries - anchor) + _length(queries - self.origin) + radius
-            return keys, slack * span * (span + reach)
+            return keys, slack * span * (span + reach) + UNDERFLOW
         products += (queries @ anchor)[:, None]
-        errors = slack * _length(queries) * reach
+        errors = slack * _length(queries) * reach + UNDERFLOW
         if self.metric.is_product:
             return -products, errors
         return 1 - products * row_terms, errors * row_terms.max() + slack
 
 
 def _length(rows):
-    return np.sqrt(np.square(rows).sum(axis=-1))
+    """Lengths of rows, or of one row."""
+    return row_norms(np.atleast_2d(rows)) if rows.ndim == 2 else row_norms(rows[None])[0]
 
 
 def lowest_keys(metric, queries, anchors, radii):
@@ -283,8 +308,9 @@ def lowest_keys(metric, queries, anchors, radii):
     products = queries @ anchors.T
     if metric.is_product or metric.is_cosine:
         lowest = -products - _length(queries)[:, None] * radii
-        slack = 1e-12 * _length(queries)[:, None] * (_length(anchors) + radii)
+        slack = UNDERFLOW + 1e-12 * _length(queries)[:, None] * (_length(anchors) + radii)
         return lowest - slack + metric.is_cosine
     sq_distances = np.empty(products.shape)
     sq_distance_matrix(queries, anchors, sq_distances)
-    return np.square(np.maximum(np.sqrt(sq_distances) * (1 - 1e-9) - radii * (1 + 1e-9), 0))
+    lowest = np.sqrt(np.maximum(sq_distances - UNDERFLOW, 0)) * (1 - 1e-9) - radii * (1 + 1e-9)
+    return np.square(np.maximum(lowest, 0))

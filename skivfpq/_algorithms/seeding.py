@@ -42,8 +42,10 @@ def too_few_distinct_rows(X, n_clusters, weights):
 
 def random_rows(X, n_clusters, weights, rng):
     """n_clusters row numbers without repetition, drawn by weight where weights differ."""
-    uniform = np.all(weights == weights[0])
-    return rng.choice(X.shape[0], n_clusters, replace=False, p=None if uniform else weights / weights.sum())
+    if np.all(weights == weights[0]):
+        return rng.choice(X.shape[0], n_clusters, replace=False)
+    shares = np.where(weights > 0, np.maximum(weights / weights.sum(), 1e-300), 0)
+    return rng.choice(X.shape[0], n_clusters, replace=False, p=shares / shares.sum())
 
 
 def kmeans_plusplus(X, n_clusters, weights, rng):

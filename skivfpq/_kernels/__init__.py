@@ -12,24 +12,32 @@ from scipy import sparse
 
 from skivfpq._kernels import reference
 from skivfpq._kernels.reference import (
+    UNDERFLOW,
     cluster_sums,
     dense_rows,
+    is_zero_row,
     pair_sq_distances,
     row_blocks,
     row_hashes,
+    row_norms,
     sq_distance_matrix,
+    unit_rows,
 )
 
 __all__ = [
     "NATIVE",
+    "UNDERFLOW",
     "adc_scan",
     "cluster_sums",
     "dense_rows",
+    "is_zero_row",
     "nearest_centers",
     "pair_sq_distances",
     "row_blocks",
     "row_hashes",
+    "row_norms",
     "sq_distance_matrix",
+    "unit_rows",
 ]
 
 _choice = os.environ.get("SKIVFPQ_KERNELS", "")

@@ -58,7 +58,9 @@ def nearest_centers(
 ):
     """Label each row with its nearest center, lowest index on ties."""
     cdef int status
-    if X.shape[0] == 0:
+    if centers.shape[1] != X.shape[1] or labels.shape[0] != X.shape[0] or sq_distances.shape[0] != X.shape[0]:
+        raise ValueError("nearest_centers: shapes of X, centers, labels and sq_distances do not fit together.")
+    if X.shape[0] == 0 or centers.shape[0] == 0:
         return
     with nogil:
         if floating is float:
@@ -78,6 +80,8 @@ def adc_scan(
     double[:, ::1] out,              # OUT (n_queries, n_codes)
 ):
     """Sum the table entries that the codes select (asymmetric distance computation)."""
+    if codes.shape[1] != tables.shape[1] or out.shape[0] != queries.shape[0] or out.shape[1] != codes.shape[0]:
+        raise ValueError("adc_scan: shapes of tables, queries, codes and out do not fit together.")
     if queries.shape[0] == 0 or codes.shape[0] == 0:
         return
     with nogil:

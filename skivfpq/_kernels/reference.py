@@ -69,6 +69,43 @@ def csr_sq_norms(X):
     return np.bincount(row_of_value, X.data.astype(np.float64) ** 2, X.shape[0])
 
 
+def row_norms(X):
+    """Lengths of dense rows, (n_samples,) float64; no square over- or underflows."""
+    rows, exponents = scaled_rows(X)
+    return np.ldexp(np.sqrt(np.square(rows).sum(axis=1)), exponents)
+
+
+def scaled_rows(X):
+    """Dense rows times a power of two that brings their largest value to [1/2, 1), and its exponent."""
+    _, exponents = np.frexp(np.abs(X, dtype=np.float64).max(axis=1))
+    return np.ldexp(X.astype(np.float64), -exponents[:, None]), exponents
+
+
+def unit_rows(X):
+    """Rows of length one, array (float64) or CSR (its dtype); rows of zeros stay."""
+    if not sparse.issparse(X):
+        rows, _ = scaled_rows(X)
+        norms = np.sqrt(np.square(rows).sum(axis=1))
+        return rows / np.where(norms > 0, norms, 1)[:, None]
+    row_of_value = np.repeat(np.arange(X.shape[0]), np.diff(X.indptr))
+    largest = np.zeros(X.shape[0])
+    np.maximum.at(largest, row_of_value, np.abs(X.data))
+    _, exponents = np.frexp(largest)
+    values = np.ldexp(X.data.astype(np.float64), -exponents[row_of_value])
+    norms = np.sqrt(np.bincount(row_of_value, values**2, X.shape[0]))
+    unit = X.copy()
+    unit.data = (values / np.where(norms > 0, norms, 1)[row_of_value]).astype(X.dtype)
+    return unit
+
+
+def is_zero_row(X):
+    """Which rows hold nothing but zeros, (n_samples,) bool."""
+    if not sparse.issparse(X):
+        return ~X.any(axis=1)
+    row_of_value = np.repeat(np.arange(X.shape[0]), np.diff(X.indptr))
+    return np.bincount(row_of_value, X.data != 0, X.shape[0]) == 0
+
+
 def sq_distance_matrix(X, centers, out):
     """out[i, j] = |X[i] - centers[j]|^2, right to 1e-10 relative whatever the offset of the data.
 
