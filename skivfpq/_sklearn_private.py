@@ -26,7 +26,9 @@ def check_sample_weight(sample_weight, X):
     weights = _check_sample_weight(sample_weight, X, dtype="float64")
     if weights.min() < 0:
         raise ValueError(f"sample_weight must not be negative, got a weight of {weights.min()}.")
-    if not np.isfinite(weights.sum()):
+    with np.errstate(over="ignore"):
+        total = weights.sum()
+    if not np.isfinite(total):
         raise ValueError("sample_weight must have a finite sum, got weights that overflow: divide them.")
     if not weights.any():
         raise ValueError("sample_weight must hold a positive weight, got zeros only.")
