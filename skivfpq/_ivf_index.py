@@ -18,7 +18,14 @@ from skivfpq._algorithms.seeding import too_few_distinct_rows
 from skivfpq._kmeans import LloydKMeans
 from skivfpq._metrics import METRICS, neighbors_recall
 from skivfpq._product_quantizer import ProductQuantizer
-from skivfpq._sklearn_private import HasMethods, Interval, StrOptions, as_configured_sparse, fit_context
+from skivfpq._sklearn_private import (
+    COMMON_CONSTRAINTS,
+    HasMethods,
+    Interval,
+    StrOptions,
+    as_configured_sparse,
+    fit_context,
+)
 from skivfpq._validation import (
     all_or_nothing,
     as_generator,
@@ -153,13 +160,7 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         "refine_factor": [None, Interval(Real, 1, None, closed="left")],
         "vectors_dtype": [None, StrOptions({"float32", "float16"})],
         "mode": [StrOptions({"distance", "connectivity"})],
-        "n_jobs": [
-            None,
-            Interval(Integral, None, -1, closed="right"),
-            Interval(Integral, 1, None, closed="left"),
-        ],
-        "random_state": ["random_state", np.random.Generator],
-        "verbose": ["verbose"],
+        **COMMON_CONSTRAINTS,
     }
 
     def __init__(

@@ -13,7 +13,14 @@ from skivfpq._algorithms.blocks import effective_n_jobs, nearest_centers
 from skivfpq._algorithms.lloyd import MemoryStep, lloyd, scaled_tolerance
 from skivfpq._algorithms.seeding import SAME, kmeans_plusplus, random_rows, too_few_distinct_rows
 from skivfpq._kernels import dense_rows, is_zero_row, sq_distance_matrix, unit_rows
-from skivfpq._sklearn_private import Interval, RealNotInt, StrOptions, check_sample_weight, fit_context
+from skivfpq._sklearn_private import (
+    COMMON_CONSTRAINTS,
+    Interval,
+    RealNotInt,
+    StrOptions,
+    check_sample_weight,
+    fit_context,
+)
 from skivfpq._validation import all_or_nothing, as_generator, check_size, draw_seed, validate_rows
 
 
@@ -111,13 +118,7 @@ default="k-means++"
             Interval(Integral, 1, None, closed="left"),
             Interval(RealNotInt, 0, 1, closed="right"),
         ],
-        "n_jobs": [
-            None,
-            Interval(Integral, None, -1, closed="right"),
-            Interval(Integral, 1, None, closed="left"),
-        ],
-        "random_state": ["random_state", np.random.Generator],
-        "verbose": ["verbose"],
+        **COMMON_CONSTRAINTS,
     }
 
     def __init__(

@@ -10,7 +10,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from skivfpq._algorithms import codebooks as pq
 from skivfpq._algorithms.blocks import effective_n_jobs
-from skivfpq._sklearn_private import Interval, RealNotInt, StrOptions, fit_context
+from skivfpq._sklearn_private import COMMON_CONSTRAINTS, Interval, RealNotInt, StrOptions, fit_context
 from skivfpq._validation import all_or_nothing, as_generator, validate_rows
 
 ROWS_PER_CODEWORD = 256  # of max_samples="auto"; four times as many lower the error by less than 1 %
@@ -95,13 +95,7 @@ class ProductQuantizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
             Interval(Integral, 1, None, closed="left"),
             Interval(RealNotInt, 0, 1, closed="right"),
         ],
-        "n_jobs": [
-            None,
-            Interval(Integral, None, -1, closed="right"),
-            Interval(Integral, 1, None, closed="left"),
-        ],
-        "random_state": ["random_state", np.random.Generator],
-        "verbose": ["verbose"],
+        **COMMON_CONSTRAINTS,
     }
 
     def __init__(

@@ -1,5 +1,7 @@
 """The private parts of scikit-learn that skivfpq uses, all of them, in one place."""
 
+from numbers import Integral
+
 import numpy as np
 from sklearn.base import _fit_context as fit_context
 from sklearn.utils._param_validation import HasMethods, Interval, RealNotInt, StrOptions
@@ -11,6 +13,7 @@ except ImportError:
     from scipy.sparse import csr_matrix as as_configured_sparse
 
 __all__ = [
+    "COMMON_CONSTRAINTS",
     "HasMethods",
     "Interval",
     "RealNotInt",
@@ -19,6 +22,17 @@ __all__ = [
     "check_sample_weight",
     "fit_context",
 ]
+
+
+COMMON_CONSTRAINTS = {  # of the parameters that every estimator has
+    "n_jobs": [
+        None,
+        Interval(Integral, None, -1, closed="right"),
+        Interval(Integral, 1, None, closed="left"),
+    ],
+    "random_state": ["random_state", np.random.Generator],
+    "verbose": ["verbose"],
+}
 
 
 def check_sample_weight(sample_weight, X):
