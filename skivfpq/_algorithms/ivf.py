@@ -160,14 +160,16 @@ class InvertedFile:
         return keys_of
 
     def _code_keys(self, queries):
-        tables = self.codebooks.product_tables(queries - self.origin)
-        scan = CodeScan(self.metric, queries, tables, self.origin, self.codebooks.eps)
+        shifted = queries - self.origin
+        tables = self.codebooks.product_tables(shifted)
+        scan = CodeScan(self.metric, queries, tables, row_norms(shifted), self.codebooks.eps)
+        reaches = row_norms(self.anchors) + self.lists.radii
         codes, anchors = self.lists.rows["codes"], self.anchors
         row_terms = self.lists.rows.get("row_terms", self.lists.rows.get("inverse_norms"))
 
         def keys_of(number, query_numbers, part, radius):
             terms = None if row_terms is None else row_terms[part]
-            return scan.keys(query_numbers, anchors[number], codes[part], terms, radius)
+            return scan.keys(query_numbers, anchors[number], codes[part], terms, radius, reaches[number])
 
         return keys_of
 

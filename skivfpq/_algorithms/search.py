@@ -274,41 +274,37 @@ class CodeScan:
     metric: Metric
     queries: np.ndarray  # (n_queries, n_features) float64, as the metric sees them
     tables: np.ndarray  # (n_queries, n_subspaces, n_codewords) products of q - o with the codewords
-    origin: np.ndarray  # (n_features,) o; zeros for cosine and inner product
+    lengths: np.ndarray  # (n_queries,) of q - o; o is zero for cosine and inner product
     eps: float  # relative rounding of decoded rows and of rotated queries
 
-    def keys(self, query_numbers, anchor, codes, row_terms, radius):
+    def keys(self, query_numbers, anchor, codes, row_terms, radius, reach):
         """Keys (n_queries, n_codes) and bounds (n_queries,) of their errors.
 
         row_terms : (n_codes,) the bracket; for the cosine 1 / |a + y|; None for the inner product
+        radius, reach : most that a decoded row is away from its anchor, and from zero
         """
         queries = self.queries[query_numbers]
         products = np.empty((len(queries), len(codes)))
         adc_scan(self.tables, query_numbers, codes, products)
         slack = 8 * (len(anchor) + 8) * EPS + 8 * self.eps
-        reach = _length(anchor) + radius
         if self.metric.is_distance:
-            keys = np.square(queries - anchor).sum(axis=1)[:, None] + row_terms - 2 * products
-            span = _length(queries - anchor) + _length(queries - self.origin) + radius
+            sq_distances = np.square(queries - anchor).sum(axis=1)
+            keys = sq_distances[:, None] + row_terms - 2 * products
+            span = np.sqrt(sq_distances) + self.lengths[query_numbers] + radius
             return keys, slack * span * (span + reach) + UNDERFLOW
         products += (queries @ anchor)[:, None]
-        errors = slack * _length(queries) * reach + UNDERFLOW
+        errors = slack * self.lengths[query_numbers] * reach + UNDERFLOW
         if self.metric.is_product:
             return -products, errors
         return 1 - products * row_terms, errors * row_terms.max() + slack
-
-
-def _length(rows):
-    """Lengths of rows, or of one row."""
-    return row_norms(np.atleast_2d(rows)) if rows.ndim == 2 else row_norms(rows[None])[0]
 
 
 def lowest_keys(metric, queries, anchors, radii):
     """A lower bound (n_queries, n_lists) of the keys of rows within radii of the anchors."""
     products = queries @ anchors.T
     if metric.is_product or metric.is_cosine:
-        lowest = -products - _length(queries)[:, None] * radii
-        slack = UNDERFLOW + 1e-12 * _length(queries)[:, None] * (_length(anchors) + radii)
+        lowest = -products - row_norms(queries)[:, None] * radii
+        slack = UNDERFLOW + 1e-12 * row_norms(queries)[:, None] * (row_norms(anchors) + radii)
         return lowest - slack + metric.is_cosine
     sq_distances = np.empty(products.shape)
     sq_distance_matrix(queries, anchors, sq_distances)
