@@ -9,9 +9,10 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
-from skivfpq._algorithms.blocks import as_float_rows, effective_n_jobs, nearest_centers
+from skivfpq._algorithms.blocks import as_float_rows, effective_n_jobs
 from skivfpq._algorithms.inverted_lists import InvertedLists
 from skivfpq._algorithms.ivf import InvertedFile, without_self
+from skivfpq._algorithms.planes import nearest_centers
 from skivfpq._algorithms.probes import choose_probes, hold_out, true_neighbors
 from skivfpq._algorithms.search import Metric
 from skivfpq._algorithms.seeding import too_few_distinct_rows

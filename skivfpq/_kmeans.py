@@ -9,8 +9,9 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_array
 from sklearn.utils.validation import check_is_fitted
 
-from skivfpq._algorithms.blocks import effective_n_jobs, nearest_centers
+from skivfpq._algorithms.blocks import effective_n_jobs
 from skivfpq._algorithms.lloyd import MemoryStep, lloyd, scaled_tolerance
+from skivfpq._algorithms.planes import nearest_centers
 from skivfpq._algorithms.seeding import SAME, kmeans_plusplus, random_rows, too_few_distinct_rows
 from skivfpq._kernels import dense_rows, is_zero_row, sq_distance_matrix, unit_rows
 from skivfpq._sklearn_private import (
@@ -235,11 +236,12 @@ default="k-means++"
 
     def _best_start(self, X, weights, rng):
         """Centers, labels and squared distances of the start with the least inertia; sets n_iter_."""
-        step = MemoryStep(X, weights, effective_n_jobs(self.n_jobs))
+        step = MemoryStep(X, weights, effective_n_jobs(self.n_jobs), int(self.n_clusters))
         tol = scaled_tolerance(X, weights, self.tol)
         best_inertia = np.inf
         for _ in range(self._n_starts()):
             first_centers = self._first_centers(X, weights, rng)
+            step.start()
             self._report("Initialization complete")
             centers, inertia, n_iter = lloyd(
                 step,

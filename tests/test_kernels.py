@@ -145,27 +145,44 @@ def test_csr_rows_have_the_labels_of_dense_ones():
     assert_allclose(csr[1], dense[1], rtol=1e-10, atol=0)
 
 
-def test_cluster_sums_of_dense_and_csr_rows():
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_cluster_sums(kernels, dtype):
     rng = np.random.default_rng(0)
-    X = rng.normal(size=(80, 30)) * (rng.random((80, 30)) < 0.2)
+    X = (rng.normal(size=(80, 30)) * (rng.random((80, 30)) < 0.2)).astype(dtype)
     labels, weights = rng.integers(4, size=80), rng.random(80)
-    for rows in (X, sparse.csr_array(X)):
+    order = np.argsort(labels, kind="stable").astype(np.int32)
+    bounds = np.searchsorted(labels[order], np.arange(6)).astype(np.int32)
+    clusters = np.array([0, 2, 3, 4])  # cluster 4 is empty, 1 is left alone
+    results = []
+    for name, rows in (("tested", X), ("reference", X), ("reference", sparse.csr_array(X))):
         sums, counts = np.full((5, 30), np.nan), np.full(5, np.nan)
-        reference.cluster_sums(rows, weights, labels, sums, counts)
-        assert_allclose(counts, [weights[labels == k].sum() for k in range(5)], rtol=1e-14)
-        assert_allclose(sums, [weights[labels == k] @ X[labels == k] for k in range(5)], atol=1e-13)
+        (kernels if name == "tested" else reference).cluster_sums(
+            rows, weights, order, bounds, clusters, sums, counts
+        )
+        results.append((sums, counts))
+        expected = [weights[labels == k] @ X[labels == k].astype(float) for k in clusters]
+        assert_allclose(sums[clusters], expected, atol=1e-13)
+        assert np.isnan(sums[1]).all()
+        assert np.isnan(counts[1])
+    for sums, counts in results[1:]:
+        assert_array_equal(sums, results[0][0])  # bit for bit: rows are added in their order
+        assert_array_equal(counts, results[0][1])
 
 
-def test_row_hashes_see_values_only():
+def test_row_hashes_see_values_only(kernels):
     X = np.array([[0.0, 1.5, 0.0], [-0.0, 1.5, 0.0], [1.5, 0.0, 0.0], [0.0, 1.5, 1.0]])
-    hashes = np.empty(4, dtype=np.uint64)
-    for rows in (X, X.astype(np.float32), sparse.csr_array(X), np.asfortranarray(X)):
-        other = np.empty(4, dtype=np.uint64)
-        reference.row_hashes(rows, other)
-        hashes = other if rows is X else hashes
-        assert_array_equal(other, hashes)
-    assert hashes[0] == hashes[1]
-    assert len(set(hashes.tolist())) == 3
+    factors = np.array([3, 5, 7], dtype=np.uint64) << np.uint64(40) | np.uint64(1)
+    expected = np.empty(4, dtype=np.uint64)
+    reference.row_hashes(X, factors, expected)
+    assert expected[0] == expected[1]
+    assert len(set(expected.tolist())) == 3
+    for rows in (X, X.astype(np.float32), np.asfortranarray(X), sparse.csr_array(X)):
+        hashes = np.empty(4, dtype=np.uint64)
+        if sparse.issparse(rows):
+            reference.row_hashes(rows, factors, hashes)
+        else:
+            kernels.row_hashes(np.ascontiguousarray(rows), factors, hashes)
+        assert_array_equal(hashes, expected)
 
 
 def _what_runs(**environment):

@@ -7,6 +7,7 @@ from itertools import pairwise
 import joblib
 import numpy as np
 from joblib.parallel import get_active_backend
+from scipy import sparse
 
 from skivfpq import _kernels
 
@@ -41,24 +42,56 @@ def nearest_centers(X, centers, n_threads=1, labels=None, sq_distances=None):
     def assign(rows):
         _kernels.nearest_centers(X[rows], centers, labels[rows], sq_distances[rows])
 
-    if isinstance(X, np.ndarray) and _kernels.NATIVE:
-        map_rows(assign, X.shape[0], n_threads)
-    else:
-        assign(slice(0, X.shape[0]))
+    map_rows(assign, X.shape[0], n_threads if runs_native(X) else 1)
     return labels, sq_distances
+
+
+def cluster_sums(X, weights, labels, clusters, sums, counts, n_threads=1):
+    """Weighted sums (n_clusters, n_features) and total weights (n_clusters,) of the given clusters."""
+    n_clusters = len(counts)
+    by_cluster = sparse.csc_array(  # its conversion to CSR is a counting sort
+        (np.ones(len(labels), dtype=np.int8), labels, np.arange(len(labels) + 1, dtype=np.int32)),
+        shape=(n_clusters, len(labels)),
+    ).tocsr()
+    order, bounds = by_cluster.indices.astype(np.int32), by_cluster.indptr.astype(np.int32)
+
+    def add(part):
+        _kernels.cluster_sums(X, weights, order, bounds, clusters[part], sums, counts)
+
+    n_tasks = 4 * n_threads if runs_native(X) and n_threads > 1 and len(labels) > ROWS_PER_TASK else 1
+    run_tasks(add, len(clusters), min(n_tasks, len(clusters)), n_threads)
+
+
+def runs_native(X):
+    """Whether compiled kernels, which may run on several threads, serve these rows."""
+    return isinstance(X, np.ndarray) and _kernels.NATIVE
 
 
 def map_rows(function, n_rows, n_threads):
     """Call function(slice) for consecutive slices of the rows, on up to n_threads threads."""
-    n_tasks = max(1, min(4 * n_threads, n_rows // ROWS_PER_TASK))
-    bounds = np.linspace(0, n_rows, n_tasks + 1).astype(int)
-    slices = [slice(start, stop) for start, stop in pairwise(bounds)]
-    if n_threads == 1 or n_tasks == 1:
-        for rows in slices:
-            function(rows)
+    run_tasks(function, n_rows, max(1, min(4 * n_threads, n_rows // ROWS_PER_TASK)), n_threads)
+
+
+def run_tasks(function, size, n_tasks, n_threads):
+    """Call function(slice) for n_tasks consecutive slices of range(size), which start at multiples of 16."""
+    if n_threads == 1 or n_tasks <= 1:
+        function(slice(0, size))
         return
-    with ThreadPoolExecutor(n_threads) as pool:
-        list(pool.map(function, slices))  # list: an exception of a task is raised here
+    bounds = np.linspace(0, size, n_tasks + 1).astype(int)
+    bounds[1:-1] -= bounds[1:-1] % 16
+    slices = [slice(start, stop) for start, stop in pairwise(bounds)]
+    list(_threads(n_threads).map(function, slices))  # list: an exception of a task is raised here
+
+
+_pools = {}
+
+
+def _threads(n_threads):
+    """A pool of so many threads, kept for the process; a forked child makes its own."""
+    key = os.getpid(), n_threads
+    if key not in _pools:
+        _pools[key] = ThreadPoolExecutor(n_threads, thread_name_prefix="skivfpq")
+    return _pools[key]
 
 
 def as_float_rows(X):

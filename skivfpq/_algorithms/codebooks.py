@@ -5,8 +5,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from skivfpq._algorithms.blocks import nearest_centers
 from skivfpq._algorithms.lloyd import MemoryStep, lloyd
+from skivfpq._algorithms.planes import nearest_centers
 from skivfpq._algorithms.seeding import random_rows, too_few_distinct_rows
 from skivfpq._kernels import row_blocks, sq_distance_matrix
 
@@ -40,7 +40,7 @@ def refine_codebooks(X, slices, codebooks, *, max_iter, n_threads, report=lambda
     """Lloyd iterations in each subspace from given codebooks; returns codebooks and n_iter."""
     refined, n_iters = [], []
     for m, columns in enumerate(slices):
-        step = MemoryStep(np.ascontiguousarray(X[:, columns]), np.ones(len(X)), n_threads)
+        step = MemoryStep(np.ascontiguousarray(X[:, columns]), np.ones(len(X)), n_threads, len(codebooks[m]))
         codewords, inertia, n_iter = lloyd(step, codebooks[m], max_iter=max_iter, tol=0.0)
         report(f"Subspace {m}: {n_iter} iterations, squared error {inertia / len(X):.6g} a row.")
         refined.append(codewords)

@@ -9,9 +9,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from skivfpq._algorithms.blocks import nearest_centers
 from skivfpq._algorithms.codebooks import Codebooks
 from skivfpq._algorithms.inverted_lists import InvertedLists
+from skivfpq._algorithms.planes import nearest_centers
 from skivfpq._algorithms.search import (
     CodeScan,
     Metric,

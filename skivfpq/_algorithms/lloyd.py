@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
-from skivfpq._algorithms.blocks import nearest_centers
+from skivfpq._algorithms.blocks import cluster_sums
+from skivfpq._algorithms.planes import NearestCenters
 from skivfpq._algorithms.seeding import SAME, hash_rows
-from skivfpq._kernels import cluster_sums, dense_rows, row_blocks
+from skivfpq._kernels import dense_rows, row_blocks
 
 
 @dataclass
@@ -29,25 +30,43 @@ class Moments:
 class MemoryStep:
     """The step over rows in memory; keeps their labels and squared distances."""
 
-    def __init__(self, X, weights, n_threads):
+    def __init__(self, X, weights, n_threads, n_clusters):
         self.X, self.weights, self.n_threads = X, weights, n_threads
-        self.labels = np.full(X.shape[0], -1, dtype=np.int32)
-        self.sq_distances = np.empty(X.shape[0])
+        self.search = NearestCenters(X, n_clusters, n_threads)
+        self.sums = np.empty((n_clusters, X.shape[1]))
+        self.counts = np.empty(n_clusters)
         self._hashes = None
+        self.start()
+
+    def start(self, labels=None):
+        """Forget the labels, or begin with given ones, (n_samples,)."""
+        n_samples = self.X.shape[0]
+        self.labels = np.full(n_samples, -1, dtype=np.int32) if labels is None else labels
+        self.sq_distances = np.empty(n_samples)
+        self.previous = None  # labels that sums and counts are of
 
     def __call__(self, centers):
         """Assign every row to its nearest center."""
-        previous = self.labels.copy()
-        nearest_centers(self.X, centers, self.n_threads, self.labels, self.sq_distances)
-        sums, counts = np.empty(centers.shape), np.empty(len(centers))
-        cluster_sums(self.X, self.weights, self.labels, sums, counts)
+        before = self.labels
+        self.labels = before.copy()
+        self.search(centers, self.labels, self.sq_distances)
+        self._add_up()
         return Moments(
-            sums,
-            counts,
+            self.sums[: len(centers)],
+            self.counts[: len(centers)],
             inertia=float((self.weights * self.sq_distances).sum()),
-            n_changed=np.count_nonzero(self.labels != previous),
+            n_changed=np.count_nonzero(self.labels != before),
             farthest=self.farthest,
         )
+
+    def _add_up(self):
+        """Sums and counts, anew for the clusters that won or lost rows."""
+        clusters = np.arange(len(self.counts))
+        if self.previous is not None:
+            moved = self.labels != self.previous
+            clusters = np.unique(np.concatenate([self.labels[moved], self.previous[moved]])).astype(np.int64)
+        cluster_sums(self.X, self.weights, self.labels, clusters, self.sums, self.counts, self.n_threads)
+        self.previous = self.labels
 
     def farthest(self, n_rows):
         """Up to n_rows distinct rows farthest from their centers, copies' weights taken together."""

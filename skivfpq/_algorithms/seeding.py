@@ -11,8 +11,9 @@ SAME = 1e-10
 
 def hash_rows(X):
     """Hashes of the rows, (n_samples,) uint64; equal rows have equal hashes."""
+    factors = np.random.default_rng(0).integers(1 << 63, size=X.shape[1], dtype=np.uint64) * 2 + 1
     hashes = np.empty(X.shape[0], dtype=np.uint64)
-    row_hashes(X, hashes)
+    row_hashes(X, factors, hashes)
     return hashes
 
 

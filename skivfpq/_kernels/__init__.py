@@ -13,12 +13,10 @@ from scipy import sparse
 from skivfpq._kernels import reference
 from skivfpq._kernels.reference import (
     UNDERFLOW,
-    cluster_sums,
     dense_rows,
     is_zero_row,
     pair_sq_distances,
     row_blocks,
-    row_hashes,
     row_norms,
     sq_distance_matrix,
     unit_rows,
@@ -55,7 +53,16 @@ _dense = native if NATIVE else reference
 adc_scan = _dense.adc_scan
 
 
-def nearest_centers(X, centers, labels, sq_distances):
-    """Label each row with its nearest center: CSR rows by the reference kernel, others by the best."""
-    kernels = reference if sparse.issparse(X) else _dense
-    kernels.nearest_centers(X, centers, labels, sq_distances)
+def _either(name):
+    """The kernel of that name: the reference one for CSR rows, the best for others."""
+
+    def kernel(X, *args):
+        getattr(reference if sparse.issparse(X) else _dense, name)(X, *args)
+
+    kernel.__doc__ = getattr(reference, name).__doc__
+    return kernel
+
+
+nearest_centers = _either("nearest_centers")
+cluster_sums = _either("cluster_sums")
+row_hashes = _either("row_hashes")

@@ -8,36 +8,12 @@
  * Compiled with -ffp-contract=off: sums of squared differences then have the same bits on every
  * machine, and the same as NumPy's np.square(x - c).sum(). */
 #include "kernels.h"
+#include "differences.h"
 #include "lanes.h"
 
 #include <math.h>
 #include <stdlib.h>
-
-/* |x - c|^2, added in NumPy's order: eight accumulators up to 128 terms, halves beyond. */
-#define SQ_DISTANCE(NAME, REAL)                                                                     \
-    static double NAME(const REAL *x, const double *c, int64_t n) {                              \
-        if (n > 128) {                                                                           \
-            int64_t half = n / 2 - (n / 2) % 8;                                                  \
-            return NAME(x, c, half) + NAME(x + half, c + half, n - half);                        \
-        }                                                                                        \
-        if (n < 8) {                                                                             \
-            double sum = -0.0;                                                                   \
-            for (int64_t j = 0; j < n; j++) sum += ((double)x[j] - c[j]) * ((double)x[j] - c[j]); \
-            return sum;                                                                          \
-        }                                                                                        \
-        double part[8];                                                                          \
-        int64_t j = 8;                                                                           \
-        for (int i = 0; i < 8; i++) part[i] = ((double)x[i] - c[i]) * ((double)x[i] - c[i]);     \
-        for (; j < n - n % 8; j += 8)                                                            \
-            for (int i = 0; i < 8; i++)                                                          \
-                part[i] += ((double)x[j + i] - c[j + i]) * ((double)x[j + i] - c[j + i]);        \
-        double sum = ((part[0] + part[1]) + (part[2] + part[3])) +                               \
-                     ((part[4] + part[5]) + (part[6] + part[7]));                                \
-        for (; j < n; j++) sum += ((double)x[j] - c[j]) * ((double)x[j] - c[j]);                 \
-        return sum;                                                                              \
-    }
-SQ_DISTANCE(sq_distance_f32, float)
-SQ_DISTANCE(sq_distance_f64, double)
+#include <string.h>
 
 /* The centers as the lane kernels want them: minus their mean, times a power of two that brings the
  * largest coordinate to [1/2, 1), so that no square under- or overflows. Returns that power. */
@@ -87,6 +63,47 @@ static double shift_and_scale(const double *centers, int64_t k, int64_t d, /* IN
 NEAREST_CENTERS(nearest_centers_f32, float, sq_distance_f32)
 NEAREST_CENTERS(nearest_centers_f64, double, sq_distance_f64)
 
+/* Rows of a cluster added in their order: the same bits however clusters are dealt to threads. */
+#define CLUSTER_SUMS(NAME, REAL)                                                                     \
+    static void NAME(const REAL *X, int64_t d, const double *weights, const int32_t *order,          \
+                     const int32_t *bounds, const int64_t *clusters, int64_t n_clusters,             \
+                     double *sums, double *counts) {                                                 \
+        for (int64_t i = 0; i < n_clusters; i++) {                                                   \
+            double *sum = sums + clusters[i] * d, count = 0;                                         \
+            for (int64_t j = 0; j < d; j++) sum[j] = 0;                                              \
+            for (int64_t r = bounds[clusters[i]]; r < bounds[clusters[i] + 1]; r++) {                \
+                const REAL *x = X + (int64_t)order[r] * d;                                           \
+                double weight = weights[order[r]];                                                   \
+                for (int64_t j = 0; j < d; j++) sum[j] += weight * (double)x[j];                     \
+                count += weight;                                                                     \
+            }                                                                                        \
+            counts[clusters[i]] = count;                                                             \
+        }                                                                                            \
+    }
+CLUSTER_SUMS(cluster_sums_f32, float)
+CLUSTER_SUMS(cluster_sums_f64, double)
+
+/* Scrambled bits of a value; zeros of either sign give 0. */
+static inline uint64_t mix(double value) {
+    uint64_t bits;
+    value += 0.0; /* -0.0 becomes 0.0 */
+    memcpy(&bits, &value, sizeof bits);
+    bits ^= bits >> 33;
+    bits *= 0xFF51AFD7ED558CCDu;
+    return bits ^ bits >> 29;
+}
+
+#define ROW_HASHES(NAME, REAL)                                                                       \
+    static void NAME(const REAL *X, int64_t n, int64_t d, const uint64_t *factors, uint64_t *out) {  \
+        for (int64_t i = 0; i < n; i++) {                                                            \
+            uint64_t sum = 0;                                                                        \
+            for (int64_t j = 0; j < d; j++) sum += mix((double)X[i * d + j]) * factors[j];           \
+            out[i] = sum;                                                                            \
+        }                                                                                            \
+    }
+ROW_HASHES(row_hashes_f32, float)
+ROW_HASHES(row_hashes_f64, double)
+
 /* ADC: one table lookup for each subspace, added in their order. */
 #define ADC_SCAN(NAME, CODE)                                                                          \
     static void NAME(const double *tables, int64_t n_subspaces, int64_t n_codewords,                  \
@@ -107,4 +124,6 @@ ADC_SCAN(adc_scan_u16, uint16_t)
 
 #define TABLE_(level) skivfpq_kernels_##level
 #define TABLE(level) TABLE_(level)
-const skivfpq_kernels TABLE(LEVEL) = {nearest_centers_f32, nearest_centers_f64, adc_scan_u8, adc_scan_u16};
+const skivfpq_kernels TABLE(LEVEL) = {nearest_centers_f32, nearest_centers_f64, adc_scan_u8, adc_scan_u16,
+                                      cluster_sums_f32, cluster_sums_f64, row_hashes_f32, row_hashes_f64,
+                                      &SCAN_SHAPE, PACK_ROWS, PACK_COLUMNS, CERTIFIED_NEAREST};

@@ -3,6 +3,8 @@
 #ifndef SKIVFPQ_KERNELS_H
 #define SKIVFPQ_KERNELS_H
 
+#include "scan.h"
+
 #include <stdint.h>
 
 typedef struct {
@@ -21,6 +23,23 @@ typedef struct {
     void (*adc_scan_u16)(const double *tables, int64_t n_subspaces, int64_t n_codewords,
                          const int64_t *queries, int64_t n_queries,
                          const uint16_t *codes, int64_t n_codes, double *out);
+    /* Weighted sums and total weights of some clusters; rows of cluster i are order[bounds[i]..bounds[i + 1]). */
+    void (*cluster_sums_f32)(const float *X, int64_t n_features, const double *weights, /* IN (n, d), (n,) */
+                             const int32_t *order, const int32_t *bounds,               /* IN (n,), (k + 1,) */
+                             const int64_t *clusters, int64_t n_clusters,               /* IN (n_clusters,) */
+                             double *sums, double *counts);                             /* OUT (k, d), (k,) */
+    void (*cluster_sums_f64)(const double *X, int64_t n_features, const double *weights, const int32_t *order,
+                             const int32_t *bounds, const int64_t *clusters, int64_t n_clusters,
+                             double *sums, double *counts);
+    /* out[i] = sum over j of mix(X[i, j]) * factors[j], modulo 2^64. */
+    void (*row_hashes_f32)(const float *X, int64_t n, int64_t d, const uint64_t *factors, uint64_t *out);
+    void (*row_hashes_f64)(const double *X, int64_t n, int64_t d, const uint64_t *factors, uint64_t *out);
+    /* The certified scan, described in scan.h. */
+    const skivfpq_scan_shape *scan_shape;
+    void (*pack_rows)(const float *, int64_t, int64_t, double, const float *, int64_t, uint8_t *, int32_t *, float *);
+    double (*pack_columns)(const float *, int64_t, int64_t, double, const float *, double, int64_t, int8_t *,
+                           int32_t *);
+    int64_t (*certified_nearest)(const skivfpq_scan *, int64_t, int64_t, int32_t *, double *, int64_t *);
 } skivfpq_kernels;
 
 /* The table for the named instruction set, or for the best one of this CPU when name is NULL;

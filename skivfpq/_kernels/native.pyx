@@ -4,7 +4,37 @@
 
 import os
 
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t
+import numpy as np
+
+from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t, uint64_t
+
+cdef extern from "scan.h":
+    ctypedef struct skivfpq_scan_shape:
+        int columns
+        int largest_column
+        int units_multiple
+        int wraps
+    ctypedef struct skivfpq_scan:
+        const void *X
+        int is_f64
+        int64_t n_features
+        const double *centers
+        const float *origin
+        const float *shifted
+        double longest
+        const uint8_t *codes
+        const int32_t *sq_norms
+        const float *errors
+        double row_scale
+        int64_t units
+        const int8_t *panels
+        const int32_t *starts
+        double column_scale
+        double column_error
+        const int32_t *ids
+        int64_t n_columns
+        const double *far_lengths
+        int64_t n_far
 
 cdef extern from "kernels.h":
     ctypedef struct skivfpq_kernels:
@@ -16,6 +46,19 @@ cdef extern from "kernels.h":
                             const uint8_t *, int64_t, double *) noexcept nogil
         void (*adc_scan_u16)(const double *, int64_t, int64_t, const int64_t *, int64_t,
                              const uint16_t *, int64_t, double *) noexcept nogil
+        void (*cluster_sums_f32)(const float *, int64_t, const double *, const int32_t *, const int32_t *,
+                                 const int64_t *, int64_t, double *, double *) noexcept nogil
+        void (*cluster_sums_f64)(const double *, int64_t, const double *, const int32_t *, const int32_t *,
+                                 const int64_t *, int64_t, double *, double *) noexcept nogil
+        void (*row_hashes_f32)(const float *, int64_t, int64_t, const uint64_t *, uint64_t *) noexcept nogil
+        void (*row_hashes_f64)(const double *, int64_t, int64_t, const uint64_t *, uint64_t *) noexcept nogil
+        const skivfpq_scan_shape *scan_shape
+        void (*pack_rows)(const float *, int64_t, int64_t, double, const float *, int64_t, uint8_t *,
+                          int32_t *, float *) noexcept nogil
+        double (*pack_columns)(const float *, int64_t, int64_t, double, const float *, double, int64_t,
+                               int8_t *, int32_t *) noexcept nogil
+        int64_t (*certified_nearest)(const skivfpq_scan *, int64_t, int64_t, int32_t *, double *,
+                                     int64_t *) noexcept nogil
     const skivfpq_kernels *skivfpq_pick(const char *name)
     const char *skivfpq_runnable(int i)
 
@@ -73,6 +116,47 @@ def nearest_centers(
         raise MemoryError("nearest_centers: no memory for its scratch arrays.")
 
 
+def cluster_sums(
+    const floating[:, ::1] X,        # IN (n_samples, n_features)
+    const double[::1] weights,       # IN (n_samples,)
+    const int32_t[::1] order,        # IN (n_samples,) rows by cluster
+    const int32_t[::1] bounds,       # IN (n_clusters + 1,) where each cluster starts
+    const int64_t[::1] clusters,     # IN which clusters
+    double[:, ::1] sums,             # OUT (n_clusters, n_features)
+    double[::1] counts,              # OUT (n_clusters,)
+):
+    """Weighted sum and total weight of the rows of some clusters, rows added in their order."""
+    if (weights.shape[0] != X.shape[0] or sums.shape[1] != X.shape[1] or sums.shape[0] != counts.shape[0]
+            or bounds.shape[0] != counts.shape[0] + 1):
+        raise ValueError("cluster_sums: shapes of X, weights, bounds, sums and counts do not fit together.")
+    if clusters.shape[0] == 0 or order.shape[0] == 0:
+        return
+    with nogil:
+        if floating is float:
+            kernels.cluster_sums_f32(&X[0, 0], X.shape[1], &weights[0], &order[0], &bounds[0], &clusters[0],
+                                     clusters.shape[0], &sums[0, 0], &counts[0])
+        else:
+            kernels.cluster_sums_f64(&X[0, 0], X.shape[1], &weights[0], &order[0], &bounds[0], &clusters[0],
+                                     clusters.shape[0], &sums[0, 0], &counts[0])
+
+
+def row_hashes(
+    const floating[:, ::1] X,        # IN (n_samples, n_features)
+    const uint64_t[::1] factors,     # IN (n_features,)
+    uint64_t[::1] out,               # OUT (n_samples,)
+):
+    """A 64-bit hash of each row's values: equal for equal rows, -0.0 or 0.0."""
+    if factors.shape[0] != X.shape[1] or out.shape[0] != X.shape[0]:
+        raise ValueError("row_hashes: shapes of X, factors and out do not fit together.")
+    if out.shape[0] == 0:
+        return
+    with nogil:
+        if floating is float:
+            kernels.row_hashes_f32(&X[0, 0], X.shape[0], X.shape[1], &factors[0], &out[0])
+        else:
+            kernels.row_hashes_f64(&X[0, 0], X.shape[0], X.shape[1], &factors[0], &out[0])
+
+
 def adc_scan(
     const double[:, :, ::1] tables,  # IN (n_tables, n_subspaces, n_codewords)
     const int64_t[::1] queries,      # IN (n_queries,) which tables
@@ -91,3 +175,107 @@ def adc_scan(
         else:
             kernels.adc_scan_u16(&tables[0, 0, 0], tables.shape[1], tables.shape[2], &queries[0],
                                  queries.shape[0], &codes[0, 0], codes.shape[0], &out[0, 0])
+
+
+def scan_shape():
+    """What the instruction set asks of packed arrays: columns of a panel, bound of the int8 columns,
+    units come in multiples of, whether scores are known modulo 2^16 only."""
+    cdef const skivfpq_scan_shape *shape = kernels.scan_shape
+    return shape.columns, shape.largest_column, shape.units_multiple, bool(shape.wraps)
+
+
+def pack_rows(
+    const float[:, ::1] Y,          # IN (n_rows, width)
+    double scale,
+    const float[::1] bounds,        # IN (n_rows,) of |Y - y|
+    uint8_t[:, :, :, ::1] codes,    # OUT (n_blocks, units, 16, 4)
+    int32_t[::1] sq_norms,          # OUT (n_rows,)
+    float[::1] errors,              # OUT (n_rows,)
+):
+    """int8 points of rows, in blocks of 16."""
+    cdef int64_t n = Y.shape[0]
+    if (codes.shape[0] * 16 < n or codes.shape[2] != 16 or codes.shape[3] != 4 or 4 * codes.shape[1] < Y.shape[1]
+            or bounds.shape[0] != n or sq_norms.shape[0] != n or errors.shape[0] != n):
+        raise ValueError("pack_rows: shapes of Y, bounds, codes, sq_norms and errors do not fit together.")
+    if n == 0:
+        return
+    with nogil:
+        kernels.pack_rows(&Y[0, 0], n, Y.shape[1], scale, &bounds[0], codes.shape[1], &codes[0, 0, 0, 0],
+                          &sq_norms[0], &errors[0])
+
+
+def pack_columns(
+    const float[:, ::1] Y,          # IN (n_columns, width)
+    double scale,
+    const float[::1] bounds,        # IN (n_columns,)
+    double row_scale,
+    int8_t[:, ::1] panels,          # OUT (n_panels, 4 * units * columns), zeros
+    int32_t[::1] starts,            # OUT (n_panels * columns,), zeros
+):
+    """int8 points of columns, in panels; returns the largest error of one."""
+    cdef int64_t units = panels.shape[1] // (4 * kernels.scan_shape.columns)
+    cdef double error
+    if (panels.shape[0] * kernels.scan_shape.columns < Y.shape[0] or starts.shape[0] < Y.shape[0]
+            or 4 * units < Y.shape[1] or bounds.shape[0] != Y.shape[0]):
+        raise ValueError("pack_columns: shapes of Y, bounds, panels and starts do not fit together.")
+    if Y.shape[0] == 0:
+        return 0.0
+    with nogil:
+        error = kernels.pack_columns(&Y[0, 0], Y.shape[0], Y.shape[1], scale, &bounds[0], row_scale, units,
+                                     &panels[0, 0], &starts[0])
+    return error
+
+
+def certified_nearest(
+    const floating[:, ::1] X,         # IN (n_samples, n_features)
+    plane,                            # IN planes.Plane of all rows
+    panels,                           # IN planes.Panels of the centers
+    int64_t first_row,                # a multiple of 16
+    int64_t last_row,
+    int32_t[::1] labels,              # INOUT (n_samples,) any center of each row, then its nearest
+    double[::1] sq_distances,         # OUT (n_samples,)
+):
+    """Nearest center of the rows first_row to last_row, lowest index on ties; returns the rows left undone."""
+    cdef const uint8_t[:, :, :, ::1] codes = plane.codes
+    cdef const int32_t[::1] sq_norms = plane.sq_norms
+    cdef const float[::1] errors = plane.errors
+    cdef const float[::1] origin = plane.origin
+    cdef const double[:, ::1] centers = panels.centers
+    cdef const float[:, ::1] shifted = panels.shifted
+    cdef const int8_t[:, ::1] packed = panels.packed
+    cdef const int32_t[::1] starts = panels.starts
+    cdef const int32_t[::1] ids = panels.ids
+    cdef const double[::1] far_lengths = panels.far_lengths
+    unserved = np.empty(last_row - first_row, dtype=np.int64)
+    cdef int64_t[::1] left = unserved
+    cdef int64_t n_left
+    cdef skivfpq_scan scan
+    if not 0 <= first_row <= last_row <= X.shape[0] or first_row % 16:
+        raise ValueError("certified_nearest: rows must start at a multiple of 16 and lie in X.")
+    if (codes.shape[0] * 16 < last_row or errors.shape[0] < last_row or sq_norms.shape[0] < last_row
+            or labels.shape[0] < last_row or sq_distances.shape[0] < last_row
+            or packed.shape[1] != codes.shape[1] * 4 * kernels.scan_shape.columns
+            or packed.shape[0] * kernels.scan_shape.columns < ids.shape[0] - far_lengths.shape[0]
+            or starts.shape[0] != packed.shape[0] * kernels.scan_shape.columns
+            or origin.shape[0] != X.shape[1] or centers.shape[1] != X.shape[1]
+            or shifted.shape[0] != centers.shape[0] or shifted.shape[1] != centers.shape[1]):
+        raise ValueError("certified_nearest: shapes of X, plane, panels, labels and sq_distances do not fit together.")
+    if first_row == last_row:
+        return unserved
+    scan.X, scan.is_f64, scan.n_features = <const void *>&X[0, 0], floating is double, X.shape[1]
+    scan.centers, scan.origin, scan.shifted = &centers[0, 0], &origin[0], &shifted[0, 0]
+    scan.longest = panels.longest
+    scan.codes, scan.sq_norms, scan.errors = &codes[0, 0, 0, 0], &sq_norms[0], &errors[0]
+    scan.row_scale, scan.units = plane.scale, codes.shape[1]
+    scan.n_far = far_lengths.shape[0]
+    scan.n_columns = ids.shape[0] - scan.n_far
+    scan.panels = &packed[0, 0] if scan.n_columns else NULL
+    scan.starts = &starts[0] if scan.n_columns else NULL
+    scan.column_scale, scan.column_error = panels.scale, panels.error
+    scan.ids = &ids[0]
+    scan.far_lengths = &far_lengths[0] if scan.n_far else NULL
+    with nogil:
+        n_left = kernels.certified_nearest(&scan, first_row, last_row, &labels[0], &sq_distances[0], &left[0])
+    if n_left < 0:
+        raise MemoryError("certified_nearest: no memory for its scratch arrays.")
+    return unserved[:n_left]

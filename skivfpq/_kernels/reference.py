@@ -163,33 +163,32 @@ def _label_by_differences(X, rows, centers, labels):
         labels[rows[block]] = np.square(differences, out=differences).sum(axis=-1).argmin(axis=1)
 
 
-def cluster_sums(X, weights, labels, sums, counts):
-    """Weighted sum and total weight of the rows of each cluster, rows added in their order.
+def cluster_sums(X, weights, order, bounds, clusters, sums, counts):
+    """Weighted sum and total weight of the rows of some clusters, rows added in their order.
 
     X : IN (n_samples, n_features) array or CSR
-    weights, labels : IN (n_samples,)
+    weights : IN (n_samples,)
+    order : IN (n_samples,) rows by cluster, bounds : IN (n_clusters + 1,) where each cluster starts
+    clusters : IN which clusters
     sums : OUT (n_clusters, n_features) float64
     counts : OUT (n_clusters,) float64
     """
-    n_clusters = len(counts)
-    counts[:] = np.bincount(labels, weights, n_clusters)
-    sums[:] = 0
-    for block in row_blocks(X.shape[0], X.shape[1]):
-        n_rows = block.stop - block.start
-        membership = sparse.csc_array(  # (n_clusters, n_block), one entry a column
-            (weights[block], labels[block], np.arange(n_rows + 1)), shape=(n_clusters, n_rows)
-        )
-        partial = membership @ X[block]
-        sums += partial.toarray() if sparse.issparse(partial) else partial
+    members = sparse.csr_array((weights[order], order, bounds), shape=(len(counts), X.shape[0]))[clusters]
+    counts[clusters] = members @ np.ones(X.shape[0])
+    if sparse.issparse(X):
+        sums[clusters] = (members @ X).toarray()
+        return
+    for columns in row_blocks(X.shape[1], X.shape[0]):
+        sums[clusters, columns] = members @ X[:, columns].astype(np.float64)
 
 
-def row_hashes(X, out):
+def row_hashes(X, factors, out):
     """A 64-bit hash of each row's values: equal for equal rows, dense or CSR, -0.0 or 0.0.
 
     X : IN (n_samples, n_features) array or CSR
+    factors : IN (n_features,) uint64
     out : OUT (n_samples,) uint64
     """
-    factors = np.random.default_rng(0).integers(1 << 63, size=X.shape[1], dtype=np.uint64) * 2 + 1
     if sparse.issparse(X):
         sums = np.zeros(len(X.data) + 1, dtype=np.uint64)
         np.cumsum(_mix(X.data) * factors[X.indices], out=sums[1:])  # modulo 2^64, as the rows' sums

@@ -1,0 +1,175 @@
+"""What the benchmarks run on: vector files, the sample photographs' patches, clouds of points."""
+
+import sys
+import zipfile
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from sklearn.datasets import make_blobs
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+LONGEST_ROW = 1_000_000  # values; a .fvecs file that claims more is none
+
+
+class DataError(ValueError):
+    """The data cannot be used; the message is for the person who asked."""
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """Rows to measure on, and what they were made from."""
+
+    name: str  # of the file, without folders
+    X: np.ndarray  # (n_samples, n_features) float32
+    dtype: str  # of the file
+
+    def describe(self):
+        """Facts for the report."""
+        rows, features = self.X.shape
+        return {"name": self.name, "rows": rows, "features": features, "file_dtype": self.dtype}
+
+
+def load(path=None, n_rows=None):
+    """Rows of a file, or patches of the sample photographs, as float32; n_rows of them at random."""
+    if path is None:
+        source, name = sample_patches(), "patches of the sample photographs"
+    else:
+        source, name = read(path), Path(path).name
+    if n_rows is not None and n_rows < len(source):
+        source = source[np.sort(np.random.default_rng(0).choice(len(source), n_rows, replace=False))]
+    return Data(name, as_float32(source, name), str(source.dtype))
+
+
+def sample_patches():
+    """The 8 x 8 patches of the quickstart, in its order, (133140, 192) float32."""
+    sys.path.insert(0, str(EXAMPLES))
+    try:
+        from quickstart import image_patches
+    except ImportError as error:
+        raise DataError(
+            f"The default data need examples/ of the repository ({error}); or give --data."
+        ) from None
+    finally:
+        sys.path.remove(str(EXAMPLES))
+    return np.random.default_rng(0).permutation(image_patches())
+
+
+def read(path):
+    """The matrix in a file, in the file's dtype, where possible without reading all of it."""
+    path = Path(path)
+    if path.suffix not in READERS:
+        raise DataError(f"{path.name}: files may end in {', '.join(READERS)}.")
+    if not path.is_file():
+        raise DataError(f"{path}: no such file.")
+    try:
+        matrix = READERS[path.suffix](path)
+    except DataError:
+        raise
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path.name}: cannot be read as {path.suffix} ({error}).") from error
+    if matrix.ndim != 2 or matrix.dtype.kind not in "fiu" or 0 in matrix.shape:
+        raise DataError(
+            f"{path.name}: expected a matrix of numbers with a row for each vector, "
+            f"got shape {matrix.shape} of {matrix.dtype}."
+        )
+    return matrix
+
+
+def read_npy(path):
+    """The array of a .npy file, mapped."""
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def read_npz(path):
+    """The first matrix of a .npz file."""
+    with np.load(path, allow_pickle=False) as arrays:
+        for name in arrays.files:
+            if arrays[name].ndim == 2:
+                return arrays[name]
+        raise DataError(f"{path.name}: no matrix among its arrays ({', '.join(arrays.files) or 'none'}).")
+
+
+def read_vecs(path, dtype):
+    """Rows of a .fvecs, .bvecs or .ivecs file: before each, its length as int32."""
+    dtype = np.dtype(dtype)
+    size = path.stat().st_size
+    if size < 4:
+        raise DataError(f"{path.name}: has {size} bytes, too few for a row.")
+    data = np.memmap(path, np.uint8, mode="r")
+    length = int(data[:4].view("<i4")[0])
+    if not 0 < length <= LONGEST_ROW:
+        raise DataError(f"{path.name}: its first row claims {length} values; is it {path.suffix}?")
+    width = 4 + length * dtype.itemsize
+    if size % width:
+        raise DataError(
+            f"{path.name}: {size} bytes are no whole number of rows of {length} {dtype.name} values "
+            f"({width} bytes each); is it cut short?"
+        )
+    rows = data.reshape(-1, width)
+    lengths = rows[:, :4].copy().view("<i4")[:, 0]
+    if np.any(lengths != length):
+        odd = int(np.argmax(lengths != length))
+        raise DataError(f"{path.name}: row 0 has {length} values, row {odd} claims {lengths[odd]}.")
+    return rows[:, 4:].view(dtype)
+
+
+def read_hdf5(path):
+    """The dataset "train" of an ann-benchmarks file."""
+    try:
+        import h5py
+    except ImportError:
+        raise DataError(f"{path.name}: HDF5 files need h5py (pip install h5py).") from None
+    with h5py.File(path, "r") as file:
+        if not isinstance(file.get("train"), h5py.Dataset):
+            raise DataError(f'{path.name}: has no dataset "train", only {", ".join(file) or "nothing"}.')
+        return file["train"][()]
+
+
+READERS = {
+    ".npy": read_npy,
+    ".npz": read_npz,
+    ".fvecs": partial(read_vecs, dtype="<f4"),
+    ".bvecs": partial(read_vecs, dtype="u1"),
+    ".ivecs": partial(read_vecs, dtype="<i4"),
+    ".hdf5": read_hdf5,
+    ".h5": read_hdf5,
+}
+
+
+def as_float32(source, name):
+    """A contiguous float32 copy, refused where not finite."""
+    with np.errstate(over="ignore"):
+        X = np.array(source, dtype=np.float32, order="C")
+    finite = np.isfinite(X).all(axis=1)
+    if not finite.all():
+        raise DataError(f"{name}: row {int(np.argmin(finite))} is not finite in float32.")
+    return X
+
+
+def distinct_rows(X, n_rows, seed):
+    """Random rows of X that differ from each other, (n_rows, n_features)."""
+    order = np.random.default_rng(seed).permutation(len(X))
+    pool = 2 * n_rows
+    while True:
+        candidates = X[order[:pool]]
+        first = np.sort(np.unique(candidates, axis=0, return_index=True)[1])
+        if len(first) >= n_rows:
+            return np.ascontiguousarray(candidates[first[:n_rows]])
+        if pool >= len(X):
+            raise DataError(f"{n_rows} clusters need as many distinct rows; the data have {len(first)}.")
+        pool *= 2
+
+
+def sample_rows(X, n_rows):
+    """X, or that many of its rows drawn without repetition."""
+    if n_rows >= len(X):
+        return X
+    return X[np.sort(np.random.default_rng(0).choice(len(X), n_rows, replace=False))]
+
+
+def blobs(n_rows, n_features, n_clusters, dtype):
+    """Overlapping Gaussian clouds, as many as clusters are looked for."""
+    X, _ = make_blobs(n_rows, n_features, centers=n_clusters, cluster_std=3.0, random_state=0)
+    return X.astype(dtype)

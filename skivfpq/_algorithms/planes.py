@@ -1,0 +1,260 @@
+"""int8 planes of rows and panels of centers, with their error bounds, for the certified scan.
+
+Rows x and centers c are mapped to points y that are never farther apart: y(x) holds the coordinates of
+x - origin along some axes (all of them, or the first principal ones) and, where axes are left out, the
+length of what is left. Points are rounded to int8 multiples of a scale. So |x - c| is at least the
+distance of the int8 points less their rounding errors: what the scan excludes cannot be nearest.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from skivfpq import _kernels
+from skivfpq._algorithms import blocks
+
+LONG = 2.5  # rows longer than this many times the median are left to the lane kernel
+TAIL_COPIES = 4  # the tail's length is spread on so many coordinates, not to stretch the scale
+HEAD_ENERGY = 0.84  # share of the variance that the principal axes of a head hold
+GUESS_STRIDE = 16  # rows without a label start from the nearest of every so many centers
+EPS32 = 2.0**-24
+
+
+class Embedding:
+    """The map x -> y; |y(x) - y(c)| <= |x - c|, up to the bounds that it returns.
+
+    Parameters
+    ----------
+    origin : (n_features,)
+    axes : (n_features, n_axes) with orthonormal columns, or None for all coordinates as they are
+    """
+
+    def __init__(self, origin, axes=None, tail_origin=0.0):
+        self.origin = np.ascontiguousarray(origin, dtype=np.float32)  # x - origin then rounds once
+        self.axes = axes
+        self.tail_origin = tail_origin
+        if axes is not None:
+            self.axes32 = axes.astype(np.float32)
+
+    @property
+    def width(self):
+        """Number of coordinates of y."""
+        return len(self.origin) if self.axes is None else self.axes.shape[1] + TAIL_COPIES
+
+    def __call__(self, X):
+        """Points Y (n_samples, width) float32 and bounds of |Y - y| (n_samples,) float32."""
+        with np.errstate(over="ignore"):  # values too large give inf, which excludes nothing
+            shifted = (X - self.origin).astype(np.float32, copy=False)  # (n_samples, n_features)
+        lengths = np.sqrt(np.einsum("ij,ij->i", shifted, shifted))
+        if self.axes is None:
+            return shifted, lengths * np.float32(4 * EPS32)
+        n_features, n_axes = self.axes.shape
+        Y = np.empty((len(X), self.width), dtype=np.float32)
+        np.matmul(shifted, self.axes32, out=Y[:, :n_axes])
+        head = np.einsum("ij,ij->i", Y[:, :n_axes], Y[:, :n_axes])
+        tails = np.sqrt(np.maximum(lengths * lengths - head, 0))  # (n_samples,)
+        Y[:, n_axes:] = ((tails - self.tail_origin) / np.sqrt(TAIL_COPIES))[:, None]
+        # A float32 product of n_features terms, then what its error does to the tail's square.
+        projection = (n_features + 8) * EPS32 * np.sqrt(n_axes)
+        square = 2 * projection + 4 * (n_features + 8) * EPS32
+        tail_bound = square * lengths / np.maximum(tails / np.maximum(lengths, 1e-30), np.sqrt(square))
+        return Y, (projection * lengths + tail_bound).astype(np.float32)
+
+
+@dataclass
+class Plane:
+    """int8 points of rows."""
+
+    embedding: Embedding
+    scale: float
+    codes: np.ndarray  # (n_blocks, units, 16, 4) uint8
+    sq_norms: np.ndarray  # (n_samples,) int32, of the int8 points
+    errors: np.ndarray  # (n_samples,) float32, |y - scale q|; inf for rows that are not to be scanned
+    typical: float  # 99 % of the points are no longer
+
+    @property
+    def origin(self):
+        """What is subtracted from rows and centers, (n_features,)."""
+        return self.embedding.origin
+
+
+@dataclass
+class Panels:
+    """int8 points of centers, beside the centers themselves."""
+
+    centers: np.ndarray  # (n_clusters, n_features) float64
+    shifted: np.ndarray  # (n_clusters, n_features) float32, minus the origin
+    longest: float
+    packed: np.ndarray  # (n_panels, 4 * units * columns) int8
+    starts: np.ndarray  # (n_panels * columns,) int32
+    scale: float
+    error: float
+    ids: np.ndarray  # (n_columns + n_far,) int32, which centers
+    far_lengths: np.ndarray  # (n_far,) of the centers too long for the panels
+
+
+class NearestCenters:
+    """Nearest centers of the same rows, for centers that move; packs the rows once.
+
+    Called with the labels of the step before (-1 where there was none), which it replaces.
+    """
+
+    def __init__(self, X, n_clusters, n_threads):
+        self.X, self.n_threads = X, n_threads
+        self.scans = pays(X, n_clusters)
+        self.has_head = self.scans and head_pays(X, n_clusters)
+        self.full = self.head = None
+
+    def __call__(self, centers, labels, sq_distances):
+        """Write the labels (n_samples,) int32 and squared distances (n_samples,) of all rows."""
+        plane = self._plane(labels[0] >= 0) if self.scans else None
+        panels = None if plane is None else pack_centers(centers, plane)
+        if panels is None:
+            blocks.nearest_centers(self.X, centers, self.n_threads, labels, sq_distances)
+            return
+        if labels[0] < 0:  # any center will do, a near one saves time
+            some = slice(None, None, GUESS_STRIDE)
+            blocks.nearest_centers(self.X, centers[some], self.n_threads, labels, sq_distances)
+            labels *= GUESS_STRIDE
+
+        def assign(rows):
+            left = _kernels.native.certified_nearest(
+                self.X, plane, panels, rows.start, rows.stop, labels, sq_distances
+            )
+            if len(left):
+                labels[left], sq_distances[left] = blocks.nearest_centers(self.X[left], centers)
+
+        blocks.map_rows(assign, len(self.X), self.n_threads)
+
+    def _plane(self, labelled):
+        """The plane to scan: of the head once centers are means, whose tails are short."""
+        if labelled and self.has_head and self.head is None:
+            embedding = head_embedding(self.X)
+            self.head = None if embedding is None else pack_plane(self.X, embedding, self.n_threads)
+            self.has_head = self.head is not None
+        if labelled and self.has_head:
+            return self.head
+        if self.full is None:
+            origin = self.X.mean(axis=0, dtype=np.float64)
+            self.full = pack_plane(self.X, Embedding(origin), self.n_threads)
+            self.scans = self.full is not None
+        return self.full
+
+
+def nearest_centers(X, centers, n_threads=1):
+    """Nearest center of every row: labels (n_samples,) int32 and sq_distances (n_samples,)."""
+    labels, sq_distances = np.full(X.shape[0], -1, dtype=np.int32), np.empty(X.shape[0])
+    if X.shape[0]:
+        NearestCenters(X, len(centers), n_threads)(centers, labels, sq_distances)
+    return labels, sq_distances
+
+
+def pays(X, n_clusters):
+    """Whether the scan can be faster than the lane kernel."""
+    return blocks.runs_native(X) and X.shape[0] >= 1024 and n_clusters >= 128 and X.shape[1] >= 32
+
+
+def head_pays(X, n_clusters):
+    """Whether finding principal axes and projecting the rows can be worth their time."""
+    n_samples, n_features = X.shape
+    return n_clusters >= 256 and n_features >= 64 and n_samples * n_clusters >= 40 * n_features**2
+
+
+def head_embedding(X):
+    """Embedding on the first principal axes of X, turned at random among themselves, and the tail.
+
+    None where the axes that hold most of the variance are too many to save anything.
+    """
+    origin = X.mean(axis=0, dtype=np.float64).astype(np.float32)
+    rows = X[:: max(1, len(X) // 16384)]
+    shifted = (rows - origin).astype(np.float32)
+    variances, axes = np.linalg.eigh((shifted.T @ shifted).astype(np.float64))
+    energy = np.cumsum(variances[::-1]) / variances.sum()
+    n_axes = -(-int(np.searchsorted(energy, HEAD_ENERGY) + TAIL_COPIES) // 4) * 4 - TAIL_COPIES
+    if n_axes > 0.6 * X.shape[1]:
+        return None
+    turn, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((n_axes, n_axes)))
+    axes = axes[:, -n_axes:] @ turn
+    rest = np.square(shifted).sum(axis=1) - np.square(shifted @ axes.astype(np.float32)).sum(axis=1)
+    return Embedding(origin, axes, float(np.sqrt(np.maximum(rest, 0)).mean()))
+
+
+def pack_plane(X, embedding, n_threads=1):
+    """The plane of the rows of X; None for values that float32 squares cannot hold."""
+    _, _, multiple, wraps = _kernels.native.scan_shape()
+    units = -(-embedding.width // (4 * multiple)) * multiple
+    n_samples = len(X)
+    sample, _ = embedding(X[:: max(1, n_samples // 4096)])
+    largest = np.abs(sample).max(axis=1)
+    lengths = np.sqrt(np.einsum("ij,ij->i", sample, sample))
+    typical = float(np.quantile(lengths, 0.99))
+    scale = min(float(largest.max()) * 1.1, LONG * float(np.median(largest))) / 127
+    if wraps:  # twice the scales' product times 2^16 must span the squared distances
+        scale = max(scale, np.sqrt(2.2 / 2**17) * typical)
+    if not 1e-15 < scale < 1e15:
+        return None
+    plane = Plane(
+        embedding,
+        scale,
+        _aligned((-(-n_samples // 16), units, 16, 4)),
+        np.empty(n_samples, dtype=np.int32),
+        np.empty(n_samples, dtype=np.float32),
+        typical,
+    )
+
+    def pack(rows):
+        for start in range(rows.start, rows.stop, 1024):
+            part = slice(start, min(start + 1024, rows.stop))
+            Y, bounds = embedding(X[part])
+            codes = plane.codes[part.start // 16 : -(-part.stop // 16)]
+            _kernels.native.pack_rows(Y, scale, bounds, codes, plane.sq_norms[part], plane.errors[part])
+
+    # Matrix products bring threads of their own.
+    blocks.map_rows(pack, n_samples, n_threads if embedding.axes is None else 1)
+    return plane
+
+
+def _aligned(shape):
+    """uint8 array that starts at a cache line: a unit of a block is one line."""
+    memory = np.full(int(np.prod(shape)) + 64, 128, dtype=np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + int(np.prod(shape))].reshape(shape)
+
+
+def pack_centers(centers, plane):
+    """Panels of the centers for the scan of a plane; None where int8 points cannot serve."""
+    columns, largest_column, _, wraps = _kernels.native.scan_shape()
+    centers = np.ascontiguousarray(centers, dtype=np.float64)
+    Y, bounds = plane.embedding(centers)
+    largest = np.abs(Y).max(axis=1)
+    near = np.flatnonzero(largest <= 2 * LONG * np.median(largest))
+    far = np.flatnonzero(largest > 2 * LONG * np.median(largest))
+    lengths = np.sqrt(np.einsum("ij,ij->i", Y, Y, dtype=np.float64))
+    scale = max(float(largest[near].max(initial=0)) / largest_column, plane.scale / 64)
+    if wraps:
+        typical = float(np.quantile(lengths[near], 0.99))
+        reach = plane.typical**2 + typical**2 + 0.6 * plane.typical * typical
+        scale = max(scale, reach / (2**17 * plane.scale))
+    if scale > 64 * plane.scale or len(far) > 16:
+        return None
+    units = plane.codes.shape[1]
+    n_panels = -(-len(near) // columns)
+    packed = np.zeros((n_panels, 4 * units * columns), dtype=np.int8)
+    starts = np.zeros(n_panels * columns, dtype=np.int32)
+    error = _kernels.native.pack_columns(
+        np.ascontiguousarray(Y[near]), scale, bounds[near], plane.scale, packed, starts
+    )
+    shifted = (centers - plane.origin).astype(np.float32)
+    longest = float(np.sqrt(np.einsum("ij,ij->i", shifted, shifted, dtype=np.float64).max()))
+    longest += 2 * plane.embedding.tail_origin  # what a row's length may exceed its point's by
+    return Panels(
+        centers,
+        shifted,
+        longest,
+        packed,
+        starts,
+        scale,
+        error,
+        np.concatenate([near, far]).astype(np.int32),
+        (lengths[far] - bounds[far]) * (1 - 1e-6),
+    )

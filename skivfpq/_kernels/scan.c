@@ -1,0 +1,236 @@
+/* The certified int8 scan: the nearest center of every row, most centers being excluded by a bound on
+ * 8-bit products, the few others evaluated exactly.
+ *
+ * A row x and a center c are known by points y that are no farther apart than x and c are (planes.py),
+ * and those by int8 multiples: y = s q + e with |e| <= E. So, by the triangle inequality, c can only be
+ * as near as a distance u when |s_x q - s_c p| <= u + E_x + E_c, that is when
+ *
+ *     <q, p> - s_c |p|^2 / (2 s_x)  >=  (s_x^2 |q|^2 - (u + E_x + E_c)^2) / (2 s_x s_c).
+ *
+ * score_block computes the left side for 16 rows and some columns, u is the exact distance to the
+ * center that a row had before. Survivors: float32 differences reject most, float64 differences
+ * decide, lowest index on ties. Rows that the planes do not serve are left to the lane kernel. */
+#include "scan.h"
+
+#include "differences.h"
+#include "score_block.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+#define SUPERBLOCK 8    /* blocks that share a chunk of panels while it is in the cache */
+#define CHUNK_BYTES 32768
+#define LIST 32         /* survivors that a row can keep before they must be evaluated */
+#define ROUNDING 1e-9   /* more than float64 sums of 1e6 squares are off by, relatively */
+
+const skivfpq_scan_shape SCAN_SHAPE = {COLUMNS, LARGEST_COLUMN, UNITS_MULTIPLE, WRAPS};
+
+void PACK_ROWS(const float *Y, int64_t n, int64_t width, double scale, const float *bounds, /* IN (n, width), (n,) */
+               int64_t units, uint8_t *codes, int32_t *sq_norms, float *errors) {
+    for (int64_t i = 0; i < n; i++) {
+        uint8_t *code = codes + i / BLOCK * units * 64 + i % BLOCK * 4;
+        const float *y = Y + i * width;
+        float inverse = (float)(1 / scale), step = (float)scale, sq_error = 0;
+        int32_t sq_norm = 0, clipped = 0;
+        for (int64_t j = 0; j < 4 * units; j++) {
+            float value = j < width ? y[j] : 0;
+            float q = rintf(value * inverse);
+            clipped |= !(fabsf(q) <= 127);
+            int32_t level = clipped ? 0 : (int32_t)q;
+            float rest = value - step * (float)level;
+            sq_error += rest * rest;
+            sq_norm += level * level;
+            code[j / 4 * 64 + j % 4] = (uint8_t)(level + 128);
+        }
+        sq_norms[i] = sq_norm;
+        /* Float sums of squares and the step's own rounding: 1e-4 and 1e-6 relative are ample. */
+        errors[i] = clipped ? INFINITY
+                            : sqrtf(sq_error) * 1.0001f + 1e-6f * step * sqrtf((float)sq_norm) + bounds[i];
+    }
+}
+
+double PACK_COLUMNS(const float *Y, int64_t k, int64_t width, double scale, const float *bounds, double row_scale,
+                    int64_t units, int8_t *panels, int32_t *starts) {
+    double error = 0;
+    for (int64_t i = 0; i < k; i++) {
+        int8_t *panel = panels + i / COLUMNS * units * COLUMNS * 4;
+        float inverse = (float)(1 / scale), step = (float)scale, sq_error = 0;
+        int64_t sq_norm = 0, sum = 0;
+        for (int64_t j = 0; j < 4 * units; j++) {
+            float value = j < width ? Y[i * width + j] : 0;
+            int32_t level = (int32_t)rintf(value * inverse);
+            float rest = value - step * (float)level;
+            sq_error += rest * rest;
+            sq_norm += (int64_t)level * level, sum += level;
+            panel[PANEL_OFFSET(i % COLUMNS, j)] = (int8_t)level;
+        }
+        starts[i] = (int32_t)(-128 * sum - (int64_t)floor(scale * (double)sq_norm / (2 * row_scale)));
+        error = fmax(error, sqrt(sq_error) * 1.0001 + 1e-6 * step * sqrt((double)sq_norm) + bounds[i]);
+    }
+    return error;
+}
+
+typedef struct {
+    int32_t column, score; /* score: out + threshold, of the time when it was found */
+} survivor;
+
+/* What is known of the 16 rows of a block. */
+typedef struct {
+    int32_t thresholds[BLOCK], caps[BLOCK];
+    double distances[BLOCK]; /* exact, squared, to the label so far */
+    int32_t labels[BLOCK], n_survivors[BLOCK];
+    survivor survivors[BLOCK][LIST];
+} block_state;
+
+/* The threshold for a row whose best distance so far is sq_distance; 0 if int16 sums might wrap. */
+static int set_threshold(const skivfpq_scan *s, block_state *b, int r, int64_t row) {
+    double unit = 2 * s->row_scale * s->column_scale;
+    double radius = sqrt(b->distances[r]) * (1 + ROUNDING) + s->errors[row] + s->column_error;
+    double threshold = floor((s->row_scale * s->row_scale * s->sq_norms[row] - radius * radius) / unit) - 1;
+    double cap = ceil(radius * radius / unit) + 3;
+    if (!(fabs(threshold) < 1e9 && cap < (WRAPS ? 65535.0 : 1e9))) return 0;
+    b->thresholds[r] = (int32_t)threshold;
+    b->caps[r] = (int32_t)cap;
+    return 1;
+}
+
+/* float32 |v - g|^2; lanes are added in any order. */
+static float shifted_sq_distance(const float *v, const float *g, int64_t d) {
+    typedef float vector __attribute__((vector_size(32), aligned(4)));
+    vector sum0 = {0}, sum1 = {0};
+    float sum = 0;
+    int64_t j = 0;
+    for (; j + 16 <= d; j += 16) {
+        vector a = *(const vector *)(v + j) - *(const vector *)(g + j);
+        vector b = *(const vector *)(v + j + 8) - *(const vector *)(g + j + 8);
+        sum0 += a * a, sum1 += b * b;
+    }
+    for (; j < d; j++) sum += (v[j] - g[j]) * (v[j] - g[j]);
+    sum0 += sum1;
+    for (int i = 0; i < 8; i++) sum += sum0[i];
+    return sum;
+}
+
+/* What the scan of some rows works with. */
+typedef struct {
+    const skivfpq_scan *s;
+    block_state blocks[SUPERBLOCK];
+    float *v;       /* (d,) a row minus the origin */
+    int64_t budget; /* evaluations left before the lane kernel is the faster way */
+} workspace;
+
+/* v = x - origin in float32; of a float32 origin and rows the subtraction rounds once, as it should. */
+static void shift_row(const skivfpq_scan *s, int64_t row, float *v) {
+    int64_t d = s->n_features;
+    const float *x32 = (const float *)s->X + row * d;
+    const double *x64 = (const double *)s->X + row * d;
+    if (s->is_f64)
+        for (int64_t j = 0; j < d; j++) v[j] = (float)(x64[j] - (double)s->origin[j]);
+    else
+        for (int64_t j = 0; j < d; j++) v[j] = x32[j] - s->origin[j];
+}
+
+static inline void prefetch(const float *g, int64_t d) {
+    for (int64_t j = 0; j < d; j += 16) __builtin_prefetch(g + j);
+}
+
+/* Evaluates the survivors of a row, best score first, as long as they can beat the best so far. */
+static void evaluate(workspace *w, block_state *b, int r, int64_t row) {
+    const skivfpq_scan *s = w->s;
+    survivor *list = b->survivors[r];
+    int64_t d = s->n_features;
+    /* Both shifted vectors are right to 2^-24 of their lengths: of the row's, bounded by its point's. */
+    double reach = (s->longest + 2 * (s->row_scale * sqrt(s->sq_norms[row]) + s->errors[row])) * 0x1p-22;
+    int shifted = 0;
+    for (int i = 0; i < b->n_survivors[r] && i < 8; i++) prefetch(s->shifted + s->ids[list[i].column] * d, d);
+    for (int n = b->n_survivors[r]; n > 0 && w->budget >= 0;) {
+        int best = 0;
+        for (int i = 1; i < n; i++)
+            if (list[i].score > list[best].score) best = i;
+        survivor candidate = list[best];
+        list[best] = list[--n];
+        if (candidate.score < b->thresholds[r]) break;
+        int64_t label = s->ids[candidate.column];
+        if (label == b->labels[r]) continue;
+        if (!shifted) shift_row(s, row, w->v), shifted = 1;
+        w->budget--;
+        double best_so_far = sqrt(b->distances[r]) * (1 + ROUNDING);
+        double rough = sqrt((double)shifted_sq_distance(w->v, s->shifted + label * d, d));
+        if (rough * (1 - (double)(d + 10) * 0x1p-24) - reach > best_so_far) continue;
+        double exact = sq_distance(s->X, s->is_f64, row, s->centers + label * d, d);
+        if (exact < b->distances[r] || (exact == b->distances[r] && label < b->labels[r])) {
+            b->distances[r] = exact, b->labels[r] = (int32_t)label;
+            set_threshold(s, b, r, row); /* tighter; where it does not fit the old one serves */
+        }
+    }
+    b->n_survivors[r] = 0;
+}
+
+static void add_survivor(workspace *w, block_state *b, int r, int64_t row, int32_t column, int32_t score) {
+    if (b->n_survivors[r] == LIST) evaluate(w, b, r, row);
+    b->survivors[r][b->n_survivors[r]++] = (survivor){column, score};
+}
+
+/* The state of a block before the scan; rows that the planes do not serve get the label -1. */
+static void start_block(workspace *w, block_state *b, int64_t block, int64_t last_row, const int32_t *labels) {
+    const skivfpq_scan *s = w->s;
+    for (int r = 0; r < BLOCK; r++) {
+        int64_t row = block * BLOCK + r, d = s->n_features;
+        b->n_survivors[r] = 0, b->labels[r] = -1, b->thresholds[r] = INT32_MAX / 2, b->caps[r] = -1;
+        if (row >= last_row || !(s->errors[row] < INFINITY)) continue;
+        b->distances[r] = sq_distance(s->X, s->is_f64, row, s->centers + labels[row] * d, d);
+        if (!set_threshold(s, b, r, row)) continue;
+        b->labels[r] = labels[row];
+        double length = s->row_scale * sqrt(s->sq_norms[row]) + s->errors[row]; /* of y, at most */
+        for (int64_t f = 0; f < s->n_far; f++)
+            if (s->far_lengths[f] - length <= sqrt(b->distances[r]) * (1 + ROUNDING))
+                add_survivor(w, b, r, row, (int32_t)(s->n_columns + f), INT32_MAX);
+    }
+}
+
+/* Scores a block against the panels first..last and notes what survives. */
+static void scan_panels(workspace *w, block_state *b, int64_t block, int64_t first, int64_t last) {
+    const skivfpq_scan *s = w->s;
+    int32_t out[COLUMNS][BLOCK] __attribute__((aligned(64)));
+    uint32_t hits[COLUMNS];
+    for (int64_t p = first; p < last; p++) {
+        score_block(s->codes + block * s->units * 64, s->panels + p * s->units * COLUMNS * 4,
+                    s->starts + p * COLUMNS, s->units, b->thresholds, b->caps, out, hits);
+        for (int c = 0; c < COLUMNS && p * COLUMNS + c < s->n_columns; c++)
+            for (uint32_t left = hits[c]; left; left &= left - 1) {
+                int r = __builtin_ctz(left);
+                add_survivor(w, b, r, block * BLOCK + r, (int32_t)(p * COLUMNS + c), out[c][r] + b->thresholds[r]);
+            }
+    }
+}
+
+int64_t CERTIFIED_NEAREST(const skivfpq_scan *s, int64_t first_row, int64_t last_row, int32_t *labels,
+                          double *sq_distances, int64_t *unserved) {
+    int64_t n_panels = (s->n_columns + COLUMNS - 1) / COLUMNS, n_unserved = 0;
+    int64_t chunk = CHUNK_BYTES / (s->units * COLUMNS * 4) + 1, last_block = (last_row + BLOCK - 1) / BLOCK;
+    int64_t allowed = s->n_columns / 16 * SUPERBLOCK * BLOCK; /* an evaluation costs some ten lane scores */
+    workspace *w = malloc(sizeof(workspace));
+    float *v = malloc(sizeof(float) * s->n_features);
+    if (w && v) *w = (workspace){.s = s, .v = v};
+    for (int64_t start = first_row / BLOCK; start < last_block && w && v; start += SUPERBLOCK) {
+        int64_t stop = start + SUPERBLOCK < last_block ? start + SUPERBLOCK : last_block;
+        w->budget += w->budget < 0 ? 0 : allowed;
+        for (int64_t i = start; i < stop && w->budget >= 0; i++)
+            start_block(w, w->blocks + i - start, i, last_row, labels);
+        for (int64_t p = 0; p < n_panels; p += chunk)
+            for (int64_t i = start; i < stop && w->budget >= 0; i++)
+                scan_panels(w, w->blocks + i - start, i, p, p + chunk < n_panels ? p + chunk : n_panels);
+        for (int64_t row = start * BLOCK; row < stop * BLOCK && row < last_row; row++) {
+            block_state *b = w->blocks + row / BLOCK - start;
+            int r = (int)(row % BLOCK);
+            if (w->budget >= 0 && b->labels[r] >= 0) evaluate(w, b, r, row);
+            if (w->budget >= 0 && b->labels[r] >= 0)
+                labels[row] = b->labels[r], sq_distances[row] = b->distances[r];
+            else
+                unserved[n_unserved++] = row;
+        }
+    }
+    int failed = !w || !v;
+    free(w), free(v);
+    return failed ? -1 : n_unserved;
+}

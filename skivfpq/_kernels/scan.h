@@ -1,0 +1,61 @@
+/* The certified int8 scan: planes of rows, panels of columns, and the nearest of them (scan.c). */
+#ifndef SKIVFPQ_SCAN_H
+#define SKIVFPQ_SCAN_H
+
+#include <stdint.h>
+
+#define LEVELLED_(name, level) skivfpq_##name##_##level
+#define LEVELLED(name, level) LEVELLED_(name, level)
+#define SCAN_SHAPE LEVELLED(scan_shape, LEVEL)
+#define PACK_ROWS LEVELLED(pack_rows, LEVEL)
+#define PACK_COLUMNS LEVELLED(pack_columns, LEVEL)
+#define CERTIFIED_NEAREST LEVELLED(certified_nearest, LEVEL)
+
+/* What the instruction set asks of the packed arrays. */
+typedef struct {
+    int columns;        /* of a panel */
+    int largest_column; /* bound of the int8 columns */
+    int units_multiple; /* units (of four features) come in multiples of this */
+    int wraps;          /* whether scores are known modulo 2^16 only */
+} skivfpq_scan_shape;
+
+/* Rows against centers. Everything is IN. */
+typedef struct {
+    const void *X;             /* (n, d) float32 or float64 */
+    int is_f64;
+    int64_t n_features;
+    const double *centers;     /* (k, d) */
+    const float *origin;       /* (d,) */
+    const float *shifted;      /* (k, d) centers minus origin */
+    double longest;            /* length of the longest of them */
+    const uint8_t *codes;      /* (n_blocks, units, 16, 4) */
+    const int32_t *sq_norms;   /* (n,) of the rows' int8 points */
+    const float *errors;       /* (n,) |y - s q|, inf for rows that are not to be scanned */
+    double row_scale;
+    int64_t units;
+    const int8_t *panels;      /* (n_panels, units * columns * 4) */
+    const int32_t *starts;     /* (n_panels * columns,) */
+    double column_scale, column_error;
+    const int32_t *ids;        /* (n_columns + n_far,) which centers */
+    int64_t n_columns;
+    const double *far_lengths; /* (n_far,) |y|, at least, of centers too long for the panels */
+    int64_t n_far;
+} skivfpq_scan;
+
+#define DECLARE_SCAN                                                                                 \
+    extern const skivfpq_scan_shape SCAN_SHAPE;                                                      \
+    /* int8 points of rows y (n, width), padded with zeros to 4 * units features. */                 \
+    void PACK_ROWS(const float *Y, int64_t n, int64_t width, double scale, const float *bounds,      \
+                   int64_t units, uint8_t *codes, int32_t *sq_norms, float *errors);                 \
+    /* The same of columns, with their starts; returns the largest of their errors. */               \
+    double PACK_COLUMNS(const float *Y, int64_t k, int64_t width, double scale, const float *bounds, \
+                        double row_scale, int64_t units, int8_t *panels, int32_t *starts);           \
+    /* labels INOUT: any center of each row, then its nearest; sq_distances OUT. Returns how many */ \
+    /* rows are left undone, their numbers in unserved, or -1 without memory. */                     \
+    int64_t CERTIFIED_NEAREST(const skivfpq_scan *s, int64_t first_row, int64_t last_row,            \
+                              int32_t *labels, double *sq_distances, int64_t *unserved);
+#ifdef LEVEL
+DECLARE_SCAN
+#endif
+
+#endif

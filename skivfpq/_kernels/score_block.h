@@ -1,0 +1,116 @@
+/* score_block, once for each instruction set: 16 rows x COLUMNS columns of int8 products.
+ *
+ * A row is stored as q + 128 (uint8), 16 rows interleaved by units of four features [unit][16][4];
+ * columns are int8, interleaved by panels of COLUMNS. With starts[c] = -128 sum(p_c) - h_c,
+ *
+ *     out[c][r] = <q_r, p_c> - h_c - thresholds[r],      hits[c] = rows r with out[c][r] >= 0.
+ *
+ * The kernels for plain SSE and AVX2 add modulo 2^16, and a hit is 0 <= out <= caps[r] there: the
+ * caller vouches that no out exceeds caps[r] < 2^16, so that no hit is ever lost. An out below
+ * caps[r] - 2^16 comes as a false one, which costs the time of looking at it. */
+#ifndef SKIVFPQ_SCORE_BLOCK_H
+#define SKIVFPQ_SCORE_BLOCK_H
+
+#include <stdint.h>
+
+#define BLOCK 16
+
+#if defined(__AVX512VNNI__) && defined(__AMX_INT8__)
+
+#include <immintrin.h>
+#define COLUMNS 16
+#define LARGEST_COLUMN 127
+#define WRAPS 0
+#define UNITS_MULTIPLE 16 /* a tile takes 64 features */
+#define PANEL_OFFSET(c, j) ((j) / 64 * COLUMNS * 64 + (c) * 64 + (j) % 64)
+
+#elif defined(__AVX512VNNI__)
+
+#include <immintrin.h>
+#define COLUMNS 16
+#define LARGEST_COLUMN 127
+#define WRAPS 0
+#define UNITS_MULTIPLE 1
+
+#elif defined(__AVX2__)
+
+#include <immintrin.h>
+#define COLUMNS 6
+#define LARGEST_COLUMN 64 /* 2 * 255 * 64 fits 16 bits: vpmaddubsw never saturates */
+#define WRAPS 1
+#define UNITS_MULTIPLE 1
+
+#else
+
+#define COLUMNS 4
+#define LARGEST_COLUMN 127
+#define WRAPS 0
+#define UNITS_MULTIPLE 1
+
+#endif
+
+#ifndef PANEL_OFFSET /* where a panel keeps feature j of column c */
+#define PANEL_OFFSET(c, j) ((j) / 4 * COLUMNS * 4 + (c) * 4 + (j) % 4)
+#endif
+
+#define SCORE_BLOCK_ARGUMENTS                                                                        \
+    const uint8_t *rows,        /* IN (units, 16, 4) */                                              \
+        const int8_t *panel,    /* IN (units, COLUMNS, 4) */                                         \
+        const int32_t *starts,  /* IN (COLUMNS,) */                                                  \
+        int64_t units, const int32_t *thresholds, const int32_t *caps, /* IN (16,) */                \
+        int32_t (*out)[BLOCK], uint32_t *hits                          /* OUT (COLUMNS, 16), (COLUMNS,) */
+
+#if WRAPS
+
+/* Twelve accumulators, two row vectors and two products are the sixteen registers. In one asm
+ * statement, because GCC otherwise moves accumulators to memory and back. */
+#define EACH_COLUMN(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5)
+#define ACCUMULATE(c)                                                                                \
+    asm("vpbroadcastd %6, %1\n\tvpmaddubsw %1, %4, %0\n\tvpmaddubsw %1, %5, %1\n\t"                  \
+        "vpaddw %0, %2, %2\n\tvpaddw %1, %3, %3"                                                     \
+        : "=&x"(product0), "=&x"(product1), "+x"(low##c), "+x"(high##c)                              \
+        : "x"(row0), "x"(row1), "m"(*(const int32_t *)(panel + c * 4)));
+#define START(c) __m256i low##c = _mm256_set1_epi32((uint16_t)starts[c]), high##c = low##c;
+#define FINISH(c)                                                                                    \
+    hits[c] = finish(low##c, thresholds, caps, out[c]) | finish(high##c, thresholds + 8, caps + 8, out[c] + 8) << 8;
+
+/* Adds the two halves of each row's sum; scores as uint16, and which are at most the cap. */
+static inline uint32_t finish(__m256i sums, const int32_t *thresholds, const int32_t *caps, int32_t *out) {
+    __m256i scores = _mm256_add_epi16(sums, _mm256_srli_epi32(sums, 16));
+    scores = _mm256_sub_epi16(scores, _mm256_loadu_si256((const __m256i *)thresholds));
+    scores = _mm256_and_si256(scores, _mm256_set1_epi32(0xFFFF));
+    _mm256_storeu_si256((__m256i *)out, scores);
+    __m256i misses = _mm256_cmpgt_epi32(scores, _mm256_loadu_si256((const __m256i *)caps));
+    return ~_mm256_movemask_ps(_mm256_castsi256_ps(misses)) & 0xFF;
+}
+
+static void score_block(SCORE_BLOCK_ARGUMENTS) {
+    EACH_COLUMN(START)
+    for (int64_t u = 0; u < units; u++, rows += 64, panel += 24) {
+        __m256i row0 = _mm256_loadu_si256((const __m256i *)rows), product0, product1;
+        __m256i row1 = _mm256_loadu_si256((const __m256i *)(rows + 32));
+        EACH_COLUMN(ACCUMULATE)
+    }
+    EACH_COLUMN(FINISH)
+}
+
+#else
+
+/* Portable, exact in int32; also what the tile and dot product kernels must equal. */
+static void score_block(SCORE_BLOCK_ARGUMENTS) {
+    (void)caps;
+    for (int c = 0; c < COLUMNS; c++) {
+        for (int r = 0; r < BLOCK; r++) out[c][r] = starts[c] - thresholds[r];
+        for (int64_t u = 0; u < units; u++) {
+            const int8_t *p = panel + (u * COLUMNS + c) * 4;
+            const uint8_t *q = rows + u * 64;
+            for (int r = 0; r < BLOCK; r++)
+                out[c][r] += q[r * 4] * p[0] + q[r * 4 + 1] * p[1] + q[r * 4 + 2] * p[2] + q[r * 4 + 3] * p[3];
+        }
+        hits[c] = 0;
+        for (int r = 0; r < BLOCK; r++) hits[c] |= (uint32_t)(out[c][r] >= 0) << r;
+    }
+}
+
+#endif
+#endif
