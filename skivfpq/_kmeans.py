@@ -240,8 +240,8 @@ default="k-means++"
         tol = scaled_tolerance(X, weights, self.tol)
         best_inertia = np.inf
         for _ in range(self._n_starts()):
-            first_centers = self._first_centers(X, weights, rng)
             step.start()
+            first_centers = self._first_centers(step, rng)
             self._report("Initialization complete")
             centers, inertia, n_iter = lloyd(
                 step,
@@ -269,14 +269,18 @@ default="k-means++"
             return 1
         return self.n_init
 
-    def _first_centers(self, X, weights, rng):
+    def _first_centers(self, step, rng):
         """First centers (n_clusters, n_features) in the dtype of X; fewer if fewer rows are distinct."""
+        X, weights = step.X, step.weights
         n_clusters = int(self.n_clusters)
         distinct = too_few_distinct_rows(X, n_clusters, weights)
         if distinct is not None:
             rows = distinct
         elif isinstance(self.init, str) and self.init == "k-means++":
-            rows = kmeans_plusplus(X, n_clusters, weights, rng)
+            rows, labels, sq_distances = kmeans_plusplus(X, n_clusters, weights, rng, step.n_threads)
+            centers = dense_rows(X, rows).astype(X.dtype)
+            step.start(centers, labels, sq_distances)
+            return centers
         elif isinstance(self.init, str):
             rows = random_rows(X, n_clusters, weights, rng)
         else:

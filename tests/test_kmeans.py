@@ -18,7 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from skivfpq import LloydKMeans
-from skivfpq._algorithms.seeding import CandidateDistances, canonical_order, kmeans_plusplus
+from skivfpq._algorithms.seeding import Seeding, canonical_order, kmeans_plusplus
 
 SIX_POINTS = np.array([[0, 0], [0.2, 0.1], [0.1, 0.2], [5, 5], [5.1, 4.9], [4.9, 5.1]])
 
@@ -212,17 +212,19 @@ def brute_force_seeding(X, n_clusters, weights, rng):
 @pytest.mark.parametrize("offset", [0, 1e6])
 def test_kmeans_plusplus_picks_what_brute_force_picks(blobs, seed, offset):
     X, weights = blobs + offset, np.random.default_rng(seed).random(len(blobs))
-    picks = kmeans_plusplus(X, 25, weights, np.random.default_rng(seed))
+    picks, labels, closest = kmeans_plusplus(X, 25, weights, np.random.default_rng(seed))
     expected = brute_force_seeding(X, 25, weights, np.random.default_rng(seed))
     assert_array_equal(X[picks], X[expected])
+    assert_array_equal(labels, differences(X, X[picks]).argmin(axis=1))
+    assert_array_equal(closest, differences(X, X[picks]).min(axis=1))
 
 
 def test_candidate_distances_are_exact():
     X = np.random.default_rng(0).normal(size=(50, 5)) + 1e6
-    closest = CandidateDistances(X).to_rows(np.array([3, 9]), np.full((2, 50), np.inf))
+    closest = Seeding(X, np.ones(50)).to_rows(np.array([3, 9]), np.full((2, 50), np.inf))
     assert_array_equal(closest, differences(X, X[[3, 9]]).T)
     tiny = X * 2.0**-20
-    closer = CandidateDistances(tiny).to_rows(np.array([8]), differences(tiny, tiny[[3]]).T)
+    closer = Seeding(tiny, np.ones(50)).to_rows(np.array([8]), differences(tiny, tiny[[3]]).T)
     assert_array_equal(closer[0], differences(tiny, tiny[[3, 8]]).min(axis=1))
 
 

@@ -72,13 +72,13 @@ def map_rows(function, n_rows, n_threads):
     run_tasks(function, n_rows, max(1, min(4 * n_threads, n_rows // ROWS_PER_TASK)), n_threads)
 
 
-def run_tasks(function, size, n_tasks, n_threads):
-    """Call function(slice) for n_tasks consecutive slices of range(size), which start at multiples of 16."""
+def run_tasks(function, size, n_tasks, n_threads, multiple=16):
+    """Call function(slice) for n_tasks consecutive slices of range(size), starting at such multiples."""
     if n_threads == 1 or n_tasks <= 1:
         function(slice(0, size))
         return
     bounds = np.linspace(0, size, n_tasks + 1).astype(int)
-    bounds[1:-1] -= bounds[1:-1] % 16
+    bounds[1:-1] -= bounds[1:-1] % multiple
     slices = [slice(start, stop) for start, stop in pairwise(bounds)]
     list(_threads(n_threads).map(function, slices))  # list: an exception of a task is raised here
 

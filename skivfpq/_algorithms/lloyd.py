@@ -38,18 +38,21 @@ class MemoryStep:
         self._hashes = None
         self.start()
 
-    def start(self, labels=None):
-        """Forget the labels, or begin with given ones, (n_samples,)."""
-        n_samples = self.X.shape[0]
-        self.labels = np.full(n_samples, -1, dtype=np.int32) if labels is None else labels
-        self.sq_distances = np.empty(n_samples)
+    def start(self, centers=None, labels=None, sq_distances=None):
+        """Begin anew; with the labels and squared distances of the first centers where they are known."""
+        self.labels = np.full(self.X.shape[0], -1, dtype=np.int32)
+        self.sq_distances = np.empty(self.X.shape[0])
         self.previous = None  # labels that sums and counts are of
+        self.known = None if centers is None else (centers, labels, sq_distances)
 
     def __call__(self, centers):
         """Assign every row to its nearest center."""
         before = self.labels
-        self.labels = before.copy()
-        self.search(centers, self.labels, self.sq_distances)
+        if self.known is not None and centers is self.known[0]:
+            _, self.labels, self.sq_distances = self.known
+        else:
+            self.labels = before.copy()
+            self.search(centers, self.labels, self.sq_distances)
         self._add_up()
         return Moments(
             self.sums[: len(centers)],

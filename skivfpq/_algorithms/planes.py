@@ -16,6 +16,8 @@ from skivfpq._algorithms import blocks
 LONG = 2.5  # rows longer than this many times the median are left to the lane kernel
 TAIL_COPIES = 4  # the tail's length is spread on so many coordinates, not to stretch the scale
 HEAD_ENERGY = 0.84  # share of the variance that the principal axes of a head hold
+SCAN_ROWS = 1024  # of a task
+SAMPLE = 8192  # rows whose mean and axes stand for all rows'
 GUESS_STRIDE = 16  # rows without a label start from the nearest of every so many centers
 EPS32 = 2.0**-24
 
@@ -72,11 +74,6 @@ class Plane:
     errors: np.ndarray  # (n_samples,) float32, |y - scale q|; inf for rows that are not to be scanned
     typical: float  # 99 % of the points are no longer
 
-    @property
-    def origin(self):
-        """What is subtracted from rows and centers, (n_features,)."""
-        return self.embedding.origin
-
 
 @dataclass
 class Panels:
@@ -85,6 +82,7 @@ class Panels:
     centers: np.ndarray  # (n_clusters, n_features) float64
     shifted: np.ndarray  # (n_clusters, n_features) float32, minus the origin
     longest: float
+    origin: np.ndarray  # (n_features,) float32
     packed: np.ndarray  # (n_panels, 4 * units * columns) int8
     starts: np.ndarray  # (n_panels * columns,) int32
     scale: float
@@ -103,7 +101,8 @@ class NearestCenters:
         self.X, self.n_threads = X, n_threads
         self.scans = pays(X, n_clusters)
         self.has_head = self.scans and head_pays(X, n_clusters)
-        self.full = self.head = None
+        self.plane = None
+        self.is_head = False
 
     def __call__(self, centers, labels, sq_distances):
         """Write the labels (n_samples,) int32 and squared distances (n_samples,) of all rows."""
@@ -124,21 +123,20 @@ class NearestCenters:
             if len(left):
                 labels[left], sq_distances[left] = blocks.nearest_centers(self.X[left], centers)
 
-        blocks.map_rows(assign, len(self.X), self.n_threads)
+        blocks.run_tasks(assign, len(self.X), len(self.X) // SCAN_ROWS, self.n_threads)
 
     def _plane(self, labelled):
-        """The plane to scan: of the head once centers are means, whose tails are short."""
-        if labelled and self.has_head and self.head is None:
+        """The plane to scan: all features at first, the head once centers are means, whose tails are short."""
+        embedding = None
+        if labelled and self.has_head and not self.is_head:
             embedding = head_embedding(self.X)
-            self.head = None if embedding is None else pack_plane(self.X, embedding, self.n_threads)
-            self.has_head = self.head is not None
-        if labelled and self.has_head:
-            return self.head
-        if self.full is None:
-            origin = self.X.mean(axis=0, dtype=np.float64)
-            self.full = pack_plane(self.X, Embedding(origin), self.n_threads)
-            self.scans = self.full is not None
-        return self.full
+            self.has_head = self.is_head = embedding is not None
+        elif self.plane is None:
+            embedding = all_features(self.X)
+        if embedding is not None:
+            self.plane = pack_plane(self.X, embedding, self.n_threads)
+            self.scans = self.plane is not None
+        return self.plane
 
 
 def nearest_centers(X, centers, n_threads=1):
@@ -165,8 +163,8 @@ def head_embedding(X):
 
     None where the axes that hold most of the variance are too many to save anything.
     """
-    origin = X.mean(axis=0, dtype=np.float64).astype(np.float32)
-    rows = X[:: max(1, len(X) // 16384)]
+    rows = X[:: max(1, len(X) // SAMPLE)]
+    origin = rows.mean(axis=0, dtype=np.float64).astype(np.float32)
     shifted = (rows - origin).astype(np.float32)
     variances, axes = np.linalg.eigh((shifted.T @ shifted).astype(np.float64))
     energy = np.cumsum(variances[::-1]) / variances.sum()
@@ -177,6 +175,11 @@ def head_embedding(X):
     axes = axes[:, -n_axes:] @ turn
     rest = np.square(shifted).sum(axis=1) - np.square(shifted @ axes.astype(np.float32)).sum(axis=1)
     return Embedding(origin, axes, float(np.sqrt(np.maximum(rest, 0)).mean()))
+
+
+def all_features(X):
+    """Embedding on all features as they are."""
+    return Embedding(X[:: max(1, len(X) // SAMPLE)].mean(axis=0, dtype=np.float64))
 
 
 def pack_plane(X, embedding, n_threads=1):
@@ -221,6 +224,56 @@ def _aligned(shape):
     return memory[start : start + int(np.prod(shape))].reshape(shape)
 
 
+@dataclass
+class CandidateScale:
+    """How rows of a plane are packed as columns: always alike, so that thresholds can be kept."""
+
+    scale: float
+    error: float
+
+    @classmethod
+    def of(cls, X, plane):
+        """The scale for rows of X; error is that of most of them."""
+        columns, largest_column, _, wraps = _kernels.native.scan_shape()
+        scale = 127 * plane.scale / largest_column
+        if wraps:
+            scale = max(scale, 2.2 * plane.typical**2 / (2**17 * plane.scale))
+        sample = pack_candidates(X[:: max(1, len(X) // 1024)], plane, cls(scale, np.inf))
+        return cls(scale, 1.02 * sample.error)
+
+
+def pack_candidates(rows, plane, candidate_scale=None):
+    """Panels of some rows; without codes if there is no plane or if one of them is too long for it."""
+    origin = plane.embedding.origin if plane is not None else rows[0].astype(np.float32)
+    columns = _kernels.native.scan_shape()[0] if plane is not None else 1
+    units = plane.codes.shape[1] if plane is not None else 0
+    centers = np.ascontiguousarray(rows, dtype=np.float64)
+    with np.errstate(over="ignore"):
+        shifted = (centers - origin).astype(np.float32)
+        longest = float(np.sqrt(np.einsum("ij,ij->i", shifted, shifted).max()))
+    n_panels = -(-len(rows) // columns)
+    panels = Panels(
+        centers,
+        shifted,
+        longest,
+        origin,
+        np.zeros((n_panels, 4 * units * columns), dtype=np.int8),
+        np.zeros(n_panels * columns, dtype=np.int32),
+        scale=0.0,
+        error=np.inf,
+        ids=np.arange(len(rows), dtype=np.int32),
+        far_lengths=np.empty(0),
+    )
+    if plane is not None:
+        Y, bounds = plane.embedding(centers)
+        if np.abs(Y).max() <= 127 * plane.scale:
+            panels.scale = candidate_scale.scale
+            panels.error = _kernels.native.pack_columns(
+                Y, panels.scale, bounds, plane.scale, panels.packed, panels.starts
+            )
+    return panels
+
+
 def pack_centers(centers, plane):
     """Panels of the centers for the scan of a plane; None where int8 points cannot serve."""
     columns, largest_column, _, wraps = _kernels.native.scan_shape()
@@ -246,11 +299,11 @@ def pack_centers(centers, plane):
     )
     shifted = (centers - plane.origin).astype(np.float32)
     longest = float(np.sqrt(np.einsum("ij,ij->i", shifted, shifted, dtype=np.float64).max()))
-    longest += 2 * plane.embedding.tail_origin  # what a row's length may exceed its point's by
     return Panels(
         centers,
         shifted,
         longest,
+        plane.embedding.origin,
         packed,
         starts,
         scale,

@@ -3,10 +3,14 @@
 import numpy as np
 from scipy import sparse
 
+from skivfpq import _kernels
+from skivfpq._algorithms.blocks import run_tasks, runs_native
+from skivfpq._algorithms.planes import CandidateScale, all_features, pack_candidates, pack_plane
 from skivfpq._kernels import pair_sq_distances, row_hashes
 
 # Potentials that agree this well differ by the order of their additions only.
 SAME = 1e-10
+ROWS_PER_SEEDING_TASK = 8192  # the same for any number of threads: gains are added task by task
 
 
 def hash_rows(X):
@@ -49,8 +53,8 @@ def random_rows(X, n_clusters, weights, rng):
     return rng.choice(X.shape[0], n_clusters, replace=False, p=shares / shares.sum())
 
 
-def kmeans_plusplus(X, n_clusters, weights, rng):
-    """Row numbers of greedy k-means++ centers (Arthur and Vassilvitskii 2007), as in scikit-learn.
+def kmeans_plusplus(X, n_clusters, weights, rng, n_threads=1):
+    """Greedy k-means++ centers (Arthur and Vassilvitskii 2007), as in scikit-learn.
 
     The draws do not depend on the order of the rows: they invert the distribution function over the
     rows in the order of their hashes, and candidates of equal potential are tried in that order. So
@@ -61,25 +65,33 @@ def kmeans_plusplus(X, n_clusters, weights, rng):
     X : (n_samples, n_features) array or CSR
     weights : (n_samples,) not negative, not all zero
     rng : Generator
+
+    Returns
+    -------
+    centers : (n_clusters,) row numbers
+    labels : (n_samples,) int32, the nearest center of each row, lowest index on ties
+    closest : (n_samples,) squared distances to them
     """
     n_trials = 2 + int(np.log(n_clusters))
     order = canonical_order(X)
     rank = np.argsort(order)  # where a row stands in it
-    distances = CandidateDistances(X)
+    state = CertifiedSeeding if runs_native(X) else Seeding
+    state = state(X, weights, n_trials, n_threads)
     centers = _draw(weights, order, rng.random(1))
-    closest = distances.to_rows(centers, np.full((1, X.shape[0]), np.inf))[0]  # (n_samples,)
+    state.look(centers)
+    state.take(0)
     while len(centers) < n_clusters:
-        mass = weights * closest
+        mass = weights * state.closest
         if not mass.any():
             break  # every row of positive weight is at a center
         candidates = _draw(mass, order, rng.random(n_trials))
         candidates = candidates[np.argsort(rank[candidates])]
-        closer = distances.to_rows(candidates, np.tile(closest, (n_trials, 1)))  # (n_trials, n_samples)
-        potentials = (closer * weights).sum(axis=1)
-        best = np.argmax(potentials <= potentials.min() * (1 + SAME))
+        state = state.look(candidates)
+        gains = state.gains()  # what each takes off the potential, the sum of mass
+        best = np.argmax(gains >= gains.max() - SAME * mass.sum())
         centers = np.append(centers, candidates[best])
-        closest = closer[best]
-    return centers
+        state.take(best)
+    return centers, state.labels, state.closest
 
 
 def _draw(mass, order, uniforms):
@@ -90,21 +102,39 @@ def _draw(mass, order, uniforms):
     return order[np.minimum(places, last)]
 
 
-class CandidateDistances:
-    """Squared distances from some rows of X to all rows, computed only where they can shrink.
+class Seeding:
+    """Squared distances to the closest center so far, computed only where candidates can lower them.
 
     Matrix products give |x - c|^2 up to rounding; rows that could come closer than they are get it by
     differences.
     """
 
-    def __init__(self, X):
-        self.X = X
+    def __init__(self, X, weights, n_trials=None, n_threads=None):
+        self.X, self.weights = X, weights
+        self.closest = np.full(X.shape[0], np.inf)
+        self.labels = np.full(X.shape[0], -1, dtype=np.int32)
+        self.n_centers = 0
         if sparse.issparse(X):
             self.shifted = X.astype(np.float64)
             self.sq_norms = np.asarray(self.shifted.multiply(self.shifted).sum(axis=1)).ravel()
         else:
             self.shifted = X - X.mean(axis=0, dtype=np.float64)  # (n_samples, n_features) float64
             self.sq_norms = np.einsum("ij,ij->i", self.shifted, self.shifted)
+
+    def look(self, candidates):
+        """Find the rows that are closer to each of the candidate rows; returns self."""
+        self.closer = self.to_rows(candidates, np.tile(self.closest, (len(candidates), 1)))
+        return self
+
+    def gains(self):
+        """What each candidate takes off the weighted sum of closest, (n_candidates,)."""
+        return ((self.closest - self.closer) * self.weights).sum(axis=1)
+
+    def take(self, i):
+        """Make the i-th candidate a center."""
+        self.labels[self.closer[i] < self.closest] = self.n_centers
+        self.closest = self.closer[i]
+        self.n_centers += 1
 
     def to_rows(self, candidates, closest):
         """Lower closest (n_candidates, n_samples) to the distances from the candidates; return it."""
@@ -119,3 +149,69 @@ class CandidateDistances:
         pair_sq_distances(self.X, rows, centers.astype(np.float64), which, exact)
         closest[which, rows] = np.minimum(closest[which, rows], exact)
         return closest
+
+
+class CertifiedSeeding:
+    """The same by the certified scan: most rows are shown not to come closer by 8-bit products."""
+
+    def __init__(self, X, weights, n_trials, n_threads):
+        n_samples = X.shape[0]
+        self.X, self.weights, self.n_threads = X, weights, n_threads
+        self.closest = np.full(n_samples, np.inf)
+        self.labels = np.full(n_samples, -1, dtype=np.int32)
+        self.n_centers = 0
+        self.plane = self.candidate_scale = None
+        if n_samples >= 1024 and X.shape[1] >= 32:
+            self.plane = pack_plane(X, all_features(X), n_threads)
+        if self.plane is not None:
+            self.candidate_scale = CandidateScale.of(X, self.plane)
+        size = -(-n_samples // 16) * 16
+        self.thresholds = np.full(size, np.iinfo(np.int32).min // 2, dtype=np.int32)  # every candidate is
+        self.caps = np.full(size, 65535, dtype=np.int32)  # looked at
+        # Written in the first steps only, where candidates win many rows.
+        self.rows = np.empty((n_trials, n_samples), dtype=np.int32)
+        self.sq_distances = np.empty((n_trials, n_samples))
+        self.tasks = range(0, n_samples, ROWS_PER_SEEDING_TASK)
+        self.n_closer = np.zeros((len(self.tasks), n_trials), dtype=np.int64)
+        self.task_gains = np.zeros((len(self.tasks), n_trials))
+
+    def look(self, candidates):
+        """Find the rows that are closer to each of the candidate rows; returns who goes on."""
+        panels = pack_candidates(self.X[candidates], self.plane, self.candidate_scale)
+        plane = self.plane
+        if plane is not None and panels.error > self.candidate_scale.error:
+            plane = None  # too long for the plane: all pairs are looked at
+        elif plane is not None:
+            panels.error = self.candidate_scale.error
+        self.panels = panels
+        evaluated = np.zeros(len(self.tasks), dtype=np.int64)
+
+        def scan(which):
+            for task in range(which.start, which.stop):
+                start = self.tasks[task]
+                rows = slice(start, min(start + ROWS_PER_SEEDING_TASK, len(self.closest)))
+                evaluated[task] = _kernels.native.closer_candidates(
+                    self.X, plane, panels, self.thresholds, self.caps, self.closest, self.weights,
+                    rows.start, rows.stop, self.rows[: len(candidates), rows], self.sq_distances[: len(candidates), rows],
+                    self.n_closer[task], self.task_gains[task],
+                )  # fmt: skip
+
+        run_tasks(scan, len(self.tasks), len(self.tasks), self.n_threads, multiple=1)
+        self.evaluated = evaluated.sum()
+        return self
+
+    def gains(self):
+        """What each candidate takes off the weighted sum of closest, (n_candidates,)."""
+        return self.task_gains.sum(axis=0)
+
+    def take(self, i):
+        """Make the i-th candidate a center."""
+        for task, start in enumerate(self.tasks):
+            closer = slice(start, start + self.n_closer[task, i])
+            rows = self.rows[i, closer]
+            self.labels[rows] = self.n_centers
+            _kernels.native.set_closest(
+                self.X, self.plane, self.panels, rows, self.sq_distances[i, closer], self.closest,
+                self.thresholds, self.caps,
+            )  # fmt: skip
+        self.n_centers += 1

@@ -126,4 +126,5 @@ ADC_SCAN(adc_scan_u16, uint16_t)
 #define TABLE(level) TABLE_(level)
 const skivfpq_kernels TABLE(LEVEL) = {nearest_centers_f32, nearest_centers_f64, adc_scan_u8, adc_scan_u16,
                                       cluster_sums_f32, cluster_sums_f64, row_hashes_f32, row_hashes_f64,
-                                      &SCAN_SHAPE, PACK_ROWS, PACK_COLUMNS, CERTIFIED_NEAREST};
+                                      &SCAN_SHAPE, PACK_ROWS, PACK_COLUMNS, CERTIFIED_NEAREST,
+                                      SET_CLOSEST, CLOSER_CANDIDATES};

@@ -40,6 +40,10 @@ typedef struct {
     double (*pack_columns)(const float *, int64_t, int64_t, double, const float *, double, int64_t, int8_t *,
                            int32_t *);
     int64_t (*certified_nearest)(const skivfpq_scan *, int64_t, int64_t, int32_t *, double *, int64_t *);
+    void (*set_closest)(const skivfpq_scan *, const int32_t *, int64_t, const double *, double *, int32_t *,
+                        int32_t *);
+    int (*closer_candidates)(const skivfpq_scan *, const int32_t *, const int32_t *, const double *, const double *,
+                             int64_t, int64_t, int32_t *, double *, int64_t, int64_t *, double *, int64_t *);
 } skivfpq_kernels;
 
 /* The table for the named instruction set, or for the best one of this CPU when name is NULL;

@@ -59,6 +59,11 @@ cdef extern from "kernels.h":
                                int8_t *, int32_t *) noexcept nogil
         int64_t (*certified_nearest)(const skivfpq_scan *, int64_t, int64_t, int32_t *, double *,
                                      int64_t *) noexcept nogil
+        void (*set_closest)(const skivfpq_scan *, const int32_t *, int64_t, const double *, double *,
+                            int32_t *, int32_t *) noexcept nogil
+        int (*closer_candidates)(const skivfpq_scan *, const int32_t *, const int32_t *, const double *,
+                                 const double *, int64_t, int64_t, int32_t *, double *, int64_t,
+                                 int64_t *, double *, int64_t *) noexcept nogil
     const skivfpq_kernels *skivfpq_pick(const char *name)
     const char *skivfpq_runnable(int i)
 
@@ -226,6 +231,46 @@ def pack_columns(
     return error
 
 
+cdef skivfpq_scan scan_of(const floating[:, ::1] X, plane, panels) except *:
+    """The arguments of a scan; the arrays behind its pointers are kept alive by plane and panels."""
+    cdef skivfpq_scan scan
+    cdef const float[::1] origin = panels.origin
+    cdef const double[:, ::1] centers = panels.centers
+    cdef const float[:, ::1] shifted = panels.shifted
+    cdef const uint8_t[:, :, :, ::1] codes
+    cdef const int32_t[::1] sq_norms, starts, ids
+    cdef const float[::1] errors
+    cdef const int8_t[:, ::1] packed
+    cdef const double[::1] far_lengths
+    if (origin.shape[0] != X.shape[1] or centers.shape[1] != X.shape[1] or shifted.shape[0] != centers.shape[0]
+            or shifted.shape[1] != centers.shape[1]):
+        raise ValueError("scan: shapes of X, origin, centers and shifted do not fit together.")
+    scan.X, scan.is_f64, scan.n_features = <const void *>&X[0, 0], floating is double, X.shape[1]
+    scan.centers, scan.origin, scan.shifted = &centers[0, 0], &origin[0], &shifted[0, 0]
+    scan.longest = panels.longest
+    scan.n_columns, scan.n_far = centers.shape[0], 0
+    scan.codes = NULL
+    if plane is None:
+        return scan
+    codes, sq_norms, errors = plane.codes, plane.sq_norms, plane.errors
+    packed, starts, ids, far_lengths = panels.packed, panels.starts, panels.ids, panels.far_lengths
+    if (codes.shape[0] * 16 < X.shape[0] or errors.shape[0] != X.shape[0] or sq_norms.shape[0] != X.shape[0]
+            or packed.shape[1] != codes.shape[1] * 4 * kernels.scan_shape.columns
+            or packed.shape[0] * kernels.scan_shape.columns < ids.shape[0] - far_lengths.shape[0]
+            or starts.shape[0] != packed.shape[0] * kernels.scan_shape.columns):
+        raise ValueError("scan: shapes of X, plane and panels do not fit together.")
+    scan.codes, scan.sq_norms, scan.errors = &codes[0, 0, 0, 0], &sq_norms[0], &errors[0]
+    scan.row_scale, scan.units = plane.scale, codes.shape[1]
+    scan.n_far = far_lengths.shape[0]
+    scan.n_columns = ids.shape[0] - scan.n_far
+    scan.panels = &packed[0, 0] if scan.n_columns else NULL
+    scan.starts = &starts[0] if scan.n_columns else NULL
+    scan.column_scale, scan.column_error = panels.scale, panels.error
+    scan.ids = &ids[0]
+    scan.far_lengths = &far_lengths[0] if scan.n_far else NULL
+    return scan
+
+
 def certified_nearest(
     const floating[:, ::1] X,         # IN (n_samples, n_features)
     plane,                            # IN planes.Plane of all rows
@@ -236,46 +281,82 @@ def certified_nearest(
     double[::1] sq_distances,         # OUT (n_samples,)
 ):
     """Nearest center of the rows first_row to last_row, lowest index on ties; returns the rows left undone."""
-    cdef const uint8_t[:, :, :, ::1] codes = plane.codes
-    cdef const int32_t[::1] sq_norms = plane.sq_norms
-    cdef const float[::1] errors = plane.errors
-    cdef const float[::1] origin = plane.origin
-    cdef const double[:, ::1] centers = panels.centers
-    cdef const float[:, ::1] shifted = panels.shifted
-    cdef const int8_t[:, ::1] packed = panels.packed
-    cdef const int32_t[::1] starts = panels.starts
-    cdef const int32_t[::1] ids = panels.ids
-    cdef const double[::1] far_lengths = panels.far_lengths
     unserved = np.empty(last_row - first_row, dtype=np.int64)
     cdef int64_t[::1] left = unserved
     cdef int64_t n_left
     cdef skivfpq_scan scan
     if not 0 <= first_row <= last_row <= X.shape[0] or first_row % 16:
         raise ValueError("certified_nearest: rows must start at a multiple of 16 and lie in X.")
-    if (codes.shape[0] * 16 < last_row or errors.shape[0] < last_row or sq_norms.shape[0] < last_row
-            or labels.shape[0] < last_row or sq_distances.shape[0] < last_row
-            or packed.shape[1] != codes.shape[1] * 4 * kernels.scan_shape.columns
-            or packed.shape[0] * kernels.scan_shape.columns < ids.shape[0] - far_lengths.shape[0]
-            or starts.shape[0] != packed.shape[0] * kernels.scan_shape.columns
-            or origin.shape[0] != X.shape[1] or centers.shape[1] != X.shape[1]
-            or shifted.shape[0] != centers.shape[0] or shifted.shape[1] != centers.shape[1]):
-        raise ValueError("certified_nearest: shapes of X, plane, panels, labels and sq_distances do not fit together.")
+    if labels.shape[0] != X.shape[0] or sq_distances.shape[0] != X.shape[0]:
+        raise ValueError("certified_nearest: shapes of X, labels and sq_distances do not fit together.")
     if first_row == last_row:
         return unserved
-    scan.X, scan.is_f64, scan.n_features = <const void *>&X[0, 0], floating is double, X.shape[1]
-    scan.centers, scan.origin, scan.shifted = &centers[0, 0], &origin[0], &shifted[0, 0]
-    scan.longest = panels.longest
-    scan.codes, scan.sq_norms, scan.errors = &codes[0, 0, 0, 0], &sq_norms[0], &errors[0]
-    scan.row_scale, scan.units = plane.scale, codes.shape[1]
-    scan.n_far = far_lengths.shape[0]
-    scan.n_columns = ids.shape[0] - scan.n_far
-    scan.panels = &packed[0, 0] if scan.n_columns else NULL
-    scan.starts = &starts[0] if scan.n_columns else NULL
-    scan.column_scale, scan.column_error = panels.scale, panels.error
-    scan.ids = &ids[0]
-    scan.far_lengths = &far_lengths[0] if scan.n_far else NULL
+    scan = scan_of(X, plane, panels)
     with nogil:
         n_left = kernels.certified_nearest(&scan, first_row, last_row, &labels[0], &sq_distances[0], &left[0])
     if n_left < 0:
         raise MemoryError("certified_nearest: no memory for its scratch arrays.")
     return unserved[:n_left]
+
+
+def closer_candidates(
+    const floating[:, ::1] X,         # IN (n_samples, n_features)
+    plane,                            # IN planes.Plane of all rows, or None
+    panels,                           # IN planes.Panels of the candidates
+    const int32_t[::1] thresholds,    # IN (16 n_blocks,)
+    const int32_t[::1] caps,          # IN (16 n_blocks,)
+    const double[::1] closest,        # IN (n_samples,)
+    const double[::1] weights,        # IN (n_samples,)
+    int64_t first_row,                # a multiple of 16
+    int64_t last_row,
+    int32_t[:, :] rows,               # OUT (n_candidates, at least last_row - first_row)
+    double[:, :] sq_distances,        # OUT, the same
+    int64_t[::1] n_closer,            # OUT (n_candidates,)
+    double[::1] gains,                # OUT (n_candidates,)
+):
+    """Rows closer to each candidate than closest, and the weighted sum of what they win; returns the
+    number of pairs evaluated."""
+    cdef int64_t n_evaluated = 0
+    cdef int status
+    cdef skivfpq_scan scan = scan_of(X, plane, panels)
+    if not 0 <= first_row < last_row <= X.shape[0] or first_row % 16:
+        raise ValueError("closer_candidates: rows must start at a multiple of 16 and lie in X.")
+    if (closest.shape[0] != X.shape[0] or weights.shape[0] != X.shape[0] or scan.n_far
+            or (plane is not None and (thresholds.shape[0] < X.shape[0] or thresholds.shape[0] % 16
+                                       or caps.shape[0] != thresholds.shape[0]))
+            or rows.shape[0] < scan.n_columns or rows.shape[1] < last_row - first_row
+            or sq_distances.shape[0] != rows.shape[0] or sq_distances.shape[1] != rows.shape[1]
+            or rows.strides[1] != 4 or sq_distances.strides[1] != 8 or 2 * rows.strides[0] != sq_distances.strides[0]
+            or n_closer.shape[0] < scan.n_columns or gains.shape[0] < scan.n_columns):
+        raise ValueError("closer_candidates: shapes do not fit together.")
+    with nogil:
+        status = kernels.closer_candidates(
+            &scan, &thresholds[0] if scan.codes else NULL, &caps[0] if scan.codes else NULL, &closest[0],
+            &weights[0], first_row, last_row, &rows[0, 0], &sq_distances[0, 0], rows.strides[0] // 4, &n_closer[0],
+            &gains[0], &n_evaluated)
+    if status != 0:
+        raise MemoryError("closer_candidates: no memory for its scratch arrays.")
+    return n_evaluated
+
+
+def set_closest(
+    const floating[:, ::1] X,         # IN (n_samples, n_features)
+    plane,                            # IN planes.Plane of all rows, or None
+    panels,                           # IN planes.Panels of candidates
+    const int32_t[::1] rows,          # IN (n_rows,)
+    const double[::1] sq_distances,   # IN (n_rows,)
+    double[::1] closest,              # INOUT (n_samples,)
+    int32_t[::1] thresholds,          # INOUT (16 n_blocks,)
+    int32_t[::1] caps,                # INOUT (16 n_blocks,)
+):
+    """closest[rows] = sq_distances, and the thresholds that follow."""
+    cdef skivfpq_scan scan
+    if rows.shape[0] == 0:
+        return
+    scan = scan_of(X, plane, panels)
+    if (sq_distances.shape[0] != rows.shape[0] or closest.shape[0] != X.shape[0]
+            or (plane is not None and (thresholds.shape[0] < X.shape[0] or caps.shape[0] < X.shape[0]))):
+        raise ValueError("set_closest: shapes do not fit together.")
+    with nogil:
+        kernels.set_closest(&scan, &rows[0], rows.shape[0], &sq_distances[0], &closest[0],
+                            &thresholds[0] if scan.codes else NULL, &caps[0] if scan.codes else NULL)

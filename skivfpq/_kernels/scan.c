@@ -18,8 +18,8 @@
 #include <math.h>
 #include <stdlib.h>
 
-#define SUPERBLOCK 8    /* blocks that share a chunk of panels while it is in the cache */
-#define CHUNK_BYTES 32768
+#define SUPERBLOCK 8      /* blocks that share a chunk of panels while it is in the cache */
+#define CHUNK_BYTES 16384
 #define LIST 32         /* survivors that a row can keep before they must be evaluated */
 #define ROUNDING 1e-9   /* more than float64 sums of 1e6 squares are off by, relatively */
 
@@ -82,15 +82,14 @@ typedef struct {
     survivor survivors[BLOCK][LIST];
 } block_state;
 
-/* The threshold for a row whose best distance so far is sq_distance; 0 if int16 sums might wrap. */
-static int set_threshold(const skivfpq_scan *s, block_state *b, int r, int64_t row) {
+/* Threshold and cap of a row for centers within sq_distance of it; 0 where they do not fit. */
+static int set_threshold(const skivfpq_scan *s, int64_t row, double sq_distance, int32_t *threshold, int32_t *cap) {
     double unit = 2 * s->row_scale * s->column_scale;
-    double radius = sqrt(b->distances[r]) * (1 + ROUNDING) + s->errors[row] + s->column_error;
-    double threshold = floor((s->row_scale * s->row_scale * s->sq_norms[row] - radius * radius) / unit) - 1;
-    double cap = ceil(radius * radius / unit) + 3;
-    if (!(fabs(threshold) < 1e9 && cap < (WRAPS ? 65535.0 : 1e9))) return 0;
-    b->thresholds[r] = (int32_t)threshold;
-    b->caps[r] = (int32_t)cap;
+    double radius = sqrt(sq_distance) * (1 + ROUNDING) + s->errors[row] + s->column_error;
+    double low = floor((s->row_scale * s->row_scale * s->sq_norms[row] - radius * radius) / unit) - 1;
+    double high = ceil(radius * radius / unit) + 3;
+    if (!(fabs(low) < 1e9 && high < (WRAPS ? 65535.0 : 1e9))) return 0;
+    *threshold = (int32_t)low, *cap = (int32_t)high;
     return 1;
 }
 
@@ -130,6 +129,16 @@ static void shift_row(const skivfpq_scan *s, int64_t row, float *v) {
         for (int64_t j = 0; j < d; j++) v[j] = x32[j] - s->origin[j];
 }
 
+/* Whether float32 differences prove that center g is farther from row x than the distance u. Of v = x - m
+ * and g - m, rounded, each is right to 2^-24 of its length; |x - m| is at most u + |g - m|, or g is
+ * farther than u indeed. */
+static inline int is_farther(const skivfpq_scan *s, const float *v, int64_t label, double u) {
+    int64_t d = s->n_features;
+    double rough = sqrt((double)shifted_sq_distance(v, s->shifted + label * d, d));
+    double rounding = (double)(d + 10) * 0x1p-24 * rough + 0x1p-22 * (rough + u + s->longest);
+    return rough - rounding > u * (1 + ROUNDING);
+}
+
 static inline void prefetch(const float *g, int64_t d) {
     for (int64_t j = 0; j < d; j += 16) __builtin_prefetch(g + j);
 }
@@ -139,8 +148,6 @@ static void evaluate(workspace *w, block_state *b, int r, int64_t row) {
     const skivfpq_scan *s = w->s;
     survivor *list = b->survivors[r];
     int64_t d = s->n_features;
-    /* Both shifted vectors are right to 2^-24 of their lengths: of the row's, bounded by its point's. */
-    double reach = (s->longest + 2 * (s->row_scale * sqrt(s->sq_norms[row]) + s->errors[row])) * 0x1p-22;
     int shifted = 0;
     for (int i = 0; i < b->n_survivors[r] && i < 8; i++) prefetch(s->shifted + s->ids[list[i].column] * d, d);
     for (int n = b->n_survivors[r]; n > 0 && w->budget >= 0;) {
@@ -154,13 +161,11 @@ static void evaluate(workspace *w, block_state *b, int r, int64_t row) {
         if (label == b->labels[r]) continue;
         if (!shifted) shift_row(s, row, w->v), shifted = 1;
         w->budget--;
-        double best_so_far = sqrt(b->distances[r]) * (1 + ROUNDING);
-        double rough = sqrt((double)shifted_sq_distance(w->v, s->shifted + label * d, d));
-        if (rough * (1 - (double)(d + 10) * 0x1p-24) - reach > best_so_far) continue;
+        if (is_farther(s, w->v, label, sqrt(b->distances[r]))) continue;
         double exact = sq_distance(s->X, s->is_f64, row, s->centers + label * d, d);
         if (exact < b->distances[r] || (exact == b->distances[r] && label < b->labels[r])) {
             b->distances[r] = exact, b->labels[r] = (int32_t)label;
-            set_threshold(s, b, r, row); /* tighter; where it does not fit the old one serves */
+            set_threshold(s, row, exact, b->thresholds + r, b->caps + r); /* tighter; where it does not fit the old one serves */
         }
     }
     b->n_survivors[r] = 0;
@@ -179,7 +184,7 @@ static void start_block(workspace *w, block_state *b, int64_t block, int64_t las
         b->n_survivors[r] = 0, b->labels[r] = -1, b->thresholds[r] = INT32_MAX / 2, b->caps[r] = -1;
         if (row >= last_row || !(s->errors[row] < INFINITY)) continue;
         b->distances[r] = sq_distance(s->X, s->is_f64, row, s->centers + labels[row] * d, d);
-        if (!set_threshold(s, b, r, row)) continue;
+        if (!set_threshold(s, row, b->distances[r], b->thresholds + r, b->caps + r)) continue;
         b->labels[r] = labels[row];
         double length = s->row_scale * sqrt(s->sq_norms[row]) + s->errors[row]; /* of y, at most */
         for (int64_t f = 0; f < s->n_far; f++)
@@ -194,8 +199,9 @@ static void scan_panels(workspace *w, block_state *b, int64_t block, int64_t fir
     int32_t out[COLUMNS][BLOCK] __attribute__((aligned(64)));
     uint32_t hits[COLUMNS];
     for (int64_t p = first; p < last; p++) {
-        score_block(s->codes + block * s->units * 64, s->panels + p * s->units * COLUMNS * 4,
-                    s->starts + p * COLUMNS, s->units, b->thresholds, b->caps, out, hits);
+        if (!score_block(s->codes + block * s->units * 64, s->panels + p * s->units * COLUMNS * 4,
+                         s->starts + p * COLUMNS, s->units, b->thresholds, b->caps, out, hits))
+            continue;
         for (int c = 0; c < COLUMNS && p * COLUMNS + c < s->n_columns; c++)
             for (uint32_t left = hits[c]; left; left &= left - 1) {
                 int r = __builtin_ctz(left);
@@ -204,26 +210,33 @@ static void scan_panels(workspace *w, block_state *b, int64_t block, int64_t fir
     }
 }
 
+/* All panels for the blocks start..stop, a chunk of panels at a time; then the survivors. */
+static void scan_superblock(workspace *w, int64_t start, int64_t stop) {
+    const skivfpq_scan *s = w->s;
+    int64_t n_panels = (s->n_columns + COLUMNS - 1) / COLUMNS, chunk = CHUNK_BYTES / (s->units * COLUMNS * 4) + 1;
+    for (int64_t p = 0; p < n_panels; p += chunk)
+        for (int64_t i = start; i < stop && w->budget >= 0; i++)
+            scan_panels(w, w->blocks + i - start, i, p, p + chunk < n_panels ? p + chunk : n_panels);
+    for (int64_t i = start; i < stop && w->budget >= 0; i++)
+        for (int r = 0; r < BLOCK; r++) evaluate(w, w->blocks + i - start, r, i * BLOCK + r);
+}
+
 int64_t CERTIFIED_NEAREST(const skivfpq_scan *s, int64_t first_row, int64_t last_row, int32_t *labels,
                           double *sq_distances, int64_t *unserved) {
-    int64_t n_panels = (s->n_columns + COLUMNS - 1) / COLUMNS, n_unserved = 0;
-    int64_t chunk = CHUNK_BYTES / (s->units * COLUMNS * 4) + 1, last_block = (last_row + BLOCK - 1) / BLOCK;
+    int64_t last_block = (last_row + BLOCK - 1) / BLOCK, n_unserved = 0;
     int64_t allowed = s->n_columns / 16 * SUPERBLOCK * BLOCK; /* an evaluation costs some ten lane scores */
     workspace *w = malloc(sizeof(workspace));
     float *v = malloc(sizeof(float) * s->n_features);
-    if (w && v) *w = (workspace){.s = s, .v = v};
+    if (w && v) w->s = s, w->v = v, w->budget = 0;
     for (int64_t start = first_row / BLOCK; start < last_block && w && v; start += SUPERBLOCK) {
         int64_t stop = start + SUPERBLOCK < last_block ? start + SUPERBLOCK : last_block;
         w->budget += w->budget < 0 ? 0 : allowed;
         for (int64_t i = start; i < stop && w->budget >= 0; i++)
             start_block(w, w->blocks + i - start, i, last_row, labels);
-        for (int64_t p = 0; p < n_panels; p += chunk)
-            for (int64_t i = start; i < stop && w->budget >= 0; i++)
-                scan_panels(w, w->blocks + i - start, i, p, p + chunk < n_panels ? p + chunk : n_panels);
+        scan_superblock(w, start, stop);
         for (int64_t row = start * BLOCK; row < stop * BLOCK && row < last_row; row++) {
             block_state *b = w->blocks + row / BLOCK - start;
             int r = (int)(row % BLOCK);
-            if (w->budget >= 0 && b->labels[r] >= 0) evaluate(w, b, r, row);
             if (w->budget >= 0 && b->labels[r] >= 0)
                 labels[row] = b->labels[r], sq_distances[row] = b->distances[r];
             else
@@ -233,4 +246,54 @@ int64_t CERTIFIED_NEAREST(const skivfpq_scan *s, int64_t first_row, int64_t last
     int failed = !w || !v;
     free(w), free(v);
     return failed ? -1 : n_unserved;
+}
+
+void SET_CLOSEST(const skivfpq_scan *s, const int32_t *rows, int64_t n, const double *sq_distances,
+                 double *closest, int32_t *thresholds, int32_t *caps) {
+    for (int64_t i = 0; i < n; i++) {
+        int64_t row = rows[i];
+        closest[row] = sq_distances[i];
+        if (!s->codes) continue;
+        if (!(s->errors[row] < INFINITY && set_threshold(s, row, closest[row], thresholds + row, caps + row)))
+            thresholds[row] = INT32_MIN / 2, caps[row] = 65535; /* all candidates are looked at */
+    }
+}
+
+int CLOSER_CANDIDATES(const skivfpq_scan *s, const int32_t *thresholds, const int32_t *caps, const double *closest,
+                      const double *weights, int64_t first_row, int64_t last_row, int32_t *rows,
+                      double *sq_distances, int64_t capacity, int64_t *n_closer, double *gains,
+                      int64_t *n_evaluated) {
+    int32_t out[COLUMNS][BLOCK] __attribute__((aligned(64)));
+    uint32_t hits[COLUMNS];
+    int64_t d = s->n_features, n_panels = (s->n_columns + COLUMNS - 1) / COLUMNS;
+    float *v = malloc(sizeof(float) * BLOCK * d);
+    if (!v) return -1;
+    for (int64_t c = 0; c < s->n_columns; c++) n_closer[c] = 0, gains[c] = 0;
+    for (int64_t block = first_row / BLOCK; block * BLOCK < last_row; block++) {
+        uint32_t shifted = 0;
+        for (int64_t p = 0; p < n_panels; p++) {
+            if (!s->codes)
+                for (int c = 0; c < COLUMNS; c++) hits[c] = 0xFFFF;
+            else if (!score_block(s->codes + block * s->units * 64, s->panels + p * s->units * COLUMNS * 4,
+                                  s->starts + p * COLUMNS, s->units, thresholds + block * BLOCK,
+                                  caps + block * BLOCK, out, hits))
+                continue;
+            for (int c = 0; c < COLUMNS && p * COLUMNS + c < s->n_columns; c++)
+                for (uint32_t left = hits[c]; left; left &= left - 1) {
+                    int r = __builtin_ctz(left);
+                    int64_t row = block * BLOCK + r, i = p * COLUMNS + c;
+                    if (row >= last_row || closest[row] == 0) continue;
+                    if (!(shifted >> r & 1)) shift_row(s, row, v + r * d), shifted |= 1u << r;
+                    ++*n_evaluated;
+                    if (is_farther(s, v + r * d, i, sqrt(closest[row]))) continue;
+                    double exact = sq_distance(s->X, s->is_f64, row, s->centers + i * d, d);
+                    if (exact >= closest[row]) continue;
+                    gains[i] += weights[row] * (closest[row] - exact);
+                    rows[i * capacity + n_closer[i]] = (int32_t)row;
+                    sq_distances[i * capacity + n_closer[i]++] = exact;
+                }
+        }
+    }
+    free(v);
+    return 0;
 }

@@ -10,6 +10,8 @@
 #define PACK_ROWS LEVELLED(pack_rows, LEVEL)
 #define PACK_COLUMNS LEVELLED(pack_columns, LEVEL)
 #define CERTIFIED_NEAREST LEVELLED(certified_nearest, LEVEL)
+#define SET_CLOSEST LEVELLED(set_closest, LEVEL)
+#define CLOSER_CANDIDATES LEVELLED(closer_candidates, LEVEL)
 
 /* What the instruction set asks of the packed arrays. */
 typedef struct {
@@ -53,7 +55,17 @@ typedef struct {
     /* labels INOUT: any center of each row, then its nearest; sq_distances OUT. Returns how many */ \
     /* rows are left undone, their numbers in unserved, or -1 without memory. */                     \
     int64_t CERTIFIED_NEAREST(const skivfpq_scan *s, int64_t first_row, int64_t last_row,            \
-                              int32_t *labels, double *sq_distances, int64_t *unserved);
+                              int32_t *labels, double *sq_distances, int64_t *unserved);          \
+    /* closest[rows[i]] = sq_distances[i], and the thresholds (n,) that follow. */                   \
+    void SET_CLOSEST(const skivfpq_scan *s, const int32_t *rows, int64_t n,                          \
+                     const double *sq_distances, double *closest, int32_t *thresholds, int32_t *caps); \
+    /* For each center the rows that are closer to it than closest (n,) and their squared */         \
+    /* distances, both OUT (k, capacity), n_closer of them; gains: the weighted sum of what they */  \
+    /* win. Without codes every pair is evaluated. Returns 0, or -1 without memory. */               \
+    int CLOSER_CANDIDATES(const skivfpq_scan *s, const int32_t *thresholds, const int32_t *caps,     \
+                          const double *closest, const double *weights, int64_t first_row,           \
+                          int64_t last_row, int32_t *rows, double *sq_distances, int64_t capacity,   \
+                          int64_t *n_closer, double *gains, int64_t *n_evaluated);
 #ifdef LEVEL
 DECLARE_SCAN
 #endif

@@ -5,6 +5,8 @@
  *
  *     out[c][r] = <q_r, p_c> - h_c - thresholds[r],      hits[c] = rows r with out[c][r] >= 0.
  *
+ * Returns whether there are any; without, out and hits may be left unwritten.
+ *
  * The kernels for plain SSE and AVX2 add modulo 2^16, and a hit is 0 <= out <= caps[r] there: the
  * caller vouches that no out exceeds caps[r] < 2^16, so that no hit is ever lost. An out below
  * caps[r] - 2^16 comes as a false one, which costs the time of looking at it. */
@@ -72,32 +74,45 @@
         : "x"(row0), "x"(row1), "m"(*(const int32_t *)(panel + c * 4)));
 #define START(c) __m256i low##c = _mm256_set1_epi32((uint16_t)starts[c]), high##c = low##c;
 #define FINISH(c)                                                                                    \
-    hits[c] = finish(low##c, thresholds, caps, out[c]) | finish(high##c, thresholds + 8, caps + 8, out[c] + 8) << 8;
+    low##c = score(low##c, threshold0), high##c = score(high##c, threshold1);                        \
+    all_miss = _mm256_and_si256(all_miss, _mm256_and_si256(_mm256_cmpgt_epi32(low##c, cap0),         \
+                                                           _mm256_cmpgt_epi32(high##c, cap1)));
+#define STORE(c)                                                                                     \
+    hits[c] = ~(miss_bits(low##c, cap0) | miss_bits(high##c, cap1) << 8) & 0xFFFF;                   \
+    _mm256_store_si256((__m256i *)out[c], low##c), _mm256_store_si256((__m256i *)(out[c] + 8), high##c);
 
-/* Adds the two halves of each row's sum; scores as uint16, and which are at most the cap. */
-static inline uint32_t finish(__m256i sums, const int32_t *thresholds, const int32_t *caps, int32_t *out) {
-    __m256i scores = _mm256_add_epi16(sums, _mm256_srli_epi32(sums, 16));
-    scores = _mm256_sub_epi16(scores, _mm256_loadu_si256((const __m256i *)thresholds));
-    scores = _mm256_and_si256(scores, _mm256_set1_epi32(0xFFFF));
-    _mm256_storeu_si256((__m256i *)out, scores);
-    __m256i misses = _mm256_cmpgt_epi32(scores, _mm256_loadu_si256((const __m256i *)caps));
-    return ~_mm256_movemask_ps(_mm256_castsi256_ps(misses)) & 0xFF;
+/* Adds the two halves of each row's sum, modulo 2^16. */
+static inline __m256i score(__m256i sums, __m256i threshold) {
+    __m256i both = _mm256_add_epi16(sums, _mm256_srli_epi32(sums, 16));
+    return _mm256_and_si256(_mm256_sub_epi16(both, threshold), _mm256_set1_epi32(0xFFFF));
 }
 
-static void score_block(SCORE_BLOCK_ARGUMENTS) {
+static inline uint32_t miss_bits(__m256i scores, __m256i caps) {
+    return (uint32_t)_mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(scores, caps)));
+}
+
+static int score_block(SCORE_BLOCK_ARGUMENTS) {
     EACH_COLUMN(START)
     for (int64_t u = 0; u < units; u++, rows += 64, panel += 24) {
         __m256i row0 = _mm256_loadu_si256((const __m256i *)rows), product0, product1;
         __m256i row1 = _mm256_loadu_si256((const __m256i *)(rows + 32));
         EACH_COLUMN(ACCUMULATE)
     }
+    const __m256i *thresholds_ = (const __m256i *)thresholds, *caps_ = (const __m256i *)caps;
+    __m256i threshold0 = _mm256_loadu_si256(thresholds_), threshold1 = _mm256_loadu_si256(thresholds_ + 1);
+    __m256i cap0 = _mm256_loadu_si256(caps_), cap1 = _mm256_loadu_si256(caps_ + 1);
+    __m256i all_miss = _mm256_set1_epi32(-1);
     EACH_COLUMN(FINISH)
+    if (_mm256_movemask_ps(_mm256_castsi256_ps(all_miss)) == 0xFF) return 0;
+    EACH_COLUMN(STORE)
+    return 1;
 }
 
 #else
 
 /* Portable, exact in int32; also what the tile and dot product kernels must equal. */
-static void score_block(SCORE_BLOCK_ARGUMENTS) {
+static int score_block(SCORE_BLOCK_ARGUMENTS) {
+    int any = 0;
     (void)caps;
     for (int c = 0; c < COLUMNS; c++) {
         for (int r = 0; r < BLOCK; r++) out[c][r] = starts[c] - thresholds[r];
@@ -109,7 +124,9 @@ static void score_block(SCORE_BLOCK_ARGUMENTS) {
         }
         hits[c] = 0;
         for (int r = 0; r < BLOCK; r++) hits[c] |= (uint32_t)(out[c][r] >= 0) << r;
+        any |= hits[c] != 0;
     }
+    return any;
 }
 
 #endif
