@@ -131,7 +131,7 @@ class NearestCenters:
         if labelled and self.has_head and not self.is_head:
             embedding = head_embedding(self.X)
             self.has_head = self.is_head = embedding is not None
-        elif self.plane is None:
+        if self.plane is None and embedding is None:
             embedding = all_features(self.X)
         if embedding is not None:
             self.plane = pack_plane(self.X, embedding, self.n_threads)
@@ -259,7 +259,7 @@ def pack_candidates(rows, plane, candidate_scale=None):
         origin,
         np.zeros((n_panels, 4 * units * columns), dtype=np.int8),
         np.zeros(n_panels * columns, dtype=np.int32),
-        scale=0.0,
+        scale=candidate_scale.scale if plane is not None else 0.0,
         error=np.inf,
         ids=np.arange(len(rows), dtype=np.int32),
         far_lengths=np.empty(0),
@@ -267,7 +267,6 @@ def pack_candidates(rows, plane, candidate_scale=None):
     if plane is not None:
         Y, bounds = plane.embedding(centers)
         if np.abs(Y).max() <= 127 * plane.scale:
-            panels.scale = candidate_scale.scale
             panels.error = _kernels.native.pack_columns(
                 Y, panels.scale, bounds, plane.scale, panels.packed, panels.starts
             )
@@ -297,7 +296,7 @@ def pack_centers(centers, plane):
     error = _kernels.native.pack_columns(
         np.ascontiguousarray(Y[near]), scale, bounds[near], plane.scale, packed, starts
     )
-    shifted = (centers - plane.origin).astype(np.float32)
+    shifted = (centers - plane.embedding.origin).astype(np.float32)
     longest = float(np.sqrt(np.einsum("ij,ij->i", shifted, shifted, dtype=np.float64).max()))
     return Panels(
         centers,

@@ -10,6 +10,7 @@ from skivfpq._kernels import pair_sq_distances, row_hashes
 
 # Potentials that agree this well differ by the order of their additions only.
 SAME = 1e-10
+MASS_BLOCK = 256
 ROWS_PER_SEEDING_TASK = 8192  # the same for any number of threads: gains are added task by task
 
 
@@ -73,33 +74,53 @@ def kmeans_plusplus(X, n_clusters, weights, rng, n_threads=1):
     closest : (n_samples,) squared distances to them
     """
     n_trials = 2 + int(np.log(n_clusters))
-    order = canonical_order(X)
-    rank = np.argsort(order)  # where a row stands in it
+    mass = Mass(weights, canonical_order(X))
     state = CertifiedSeeding if runs_native(X) else Seeding
     state = state(X, weights, n_trials, n_threads)
-    centers = _draw(weights, order, rng.random(1))
+    centers = mass.draw(rng.random(1))
     state.look(centers)
-    state.take(0)
-    while len(centers) < n_clusters:
-        mass = weights * state.closest
-        if not mass.any():
-            break  # every row of positive weight is at a center
-        candidates = _draw(mass, order, rng.random(n_trials))
-        candidates = candidates[np.argsort(rank[candidates])]
-        state = state.look(candidates)
+    mass.update(*state.take(0))
+    while len(centers) < n_clusters and mass.total() > 0:  # else every row of positive weight is at a center
+        candidates = mass.draw(rng.random(n_trials))
+        state.look(candidates)
         gains = state.gains()  # what each takes off the potential, the sum of mass
-        best = np.argmax(gains >= gains.max() - SAME * mass.sum())
+        best = np.argmax(gains >= gains.max() - SAME * mass.total())
         centers = np.append(centers, candidates[best])
-        state.take(best)
+        mass.update(*state.take(best))
     return centers, state.labels, state.closest
 
 
-def _draw(mass, order, uniforms):
-    """Rows drawn in proportion to their mass, one for each of the uniform numbers in [0, 1)."""
-    cumulated = np.cumsum(mass[order])
-    places = np.searchsorted(cumulated, uniforms * cumulated[-1], side="right")
-    last = np.searchsorted(cumulated, cumulated[-1])  # the last row that adds any mass
-    return order[np.minimum(places, last)]
+class Mass:
+    """Weighted squared distances of the rows, in canonical order, to draw rows by; the weights at first."""
+
+    def __init__(self, weights, order):
+        self.weights, self.order = weights, order
+        self.rank = np.empty(len(order), dtype=np.int64)  # where a row stands in the order
+        self.rank[order] = np.arange(len(order))
+        self.blocks = np.zeros((-(-len(order) // MASS_BLOCK), MASS_BLOCK))
+        self.values = self.blocks.reshape(-1)[: len(order)]
+        self.values[:] = weights[order]
+        self.cumulated = np.cumsum(self.blocks.sum(axis=1))  # (n_blocks,)
+
+    def update(self, rows, sq_distances):
+        """Take over new squared distances of some rows."""
+        self.values[self.rank[rows]] = self.weights[rows] * sq_distances
+        self.cumulated = np.cumsum(self.blocks.sum(axis=1))
+
+    def total(self):
+        """Sum over all rows."""
+        return self.cumulated[-1]
+
+    def draw(self, uniforms):
+        """Rows in proportion to their mass, one for each of the uniform numbers in [0, 1), in canonical order."""
+        places = uniforms * self.total()
+        last = np.searchsorted(self.cumulated, self.total())  # the last block that adds any mass
+        blocks = np.minimum(np.searchsorted(self.cumulated, places, side="right"), last)
+        within = np.cumsum(self.blocks[blocks], axis=1)  # (n_draws, MASS_BLOCK)
+        places -= np.where(blocks > 0, self.cumulated[blocks - 1], 0)
+        steps = (within <= places[:, None]).sum(axis=1)
+        last = (within < within[:, -1:]).sum(axis=1)  # the last row of the block that adds any
+        return self.order[np.sort(blocks * MASS_BLOCK + np.minimum(steps, last))]
 
 
 class Seeding:
@@ -122,19 +143,20 @@ class Seeding:
             self.sq_norms = np.einsum("ij,ij->i", self.shifted, self.shifted)
 
     def look(self, candidates):
-        """Find the rows that are closer to each of the candidate rows; returns self."""
+        """Find the rows that are closer to each of the candidate rows."""
         self.closer = self.to_rows(candidates, np.tile(self.closest, (len(candidates), 1)))
-        return self
 
     def gains(self):
         """What each candidate takes off the weighted sum of closest, (n_candidates,)."""
         return ((self.closest - self.closer) * self.weights).sum(axis=1)
 
     def take(self, i):
-        """Make the i-th candidate a center."""
-        self.labels[self.closer[i] < self.closest] = self.n_centers
+        """Make the i-th candidate a center; returns the rows that came closer, and their distances."""
+        rows = np.flatnonzero(self.closer[i] < self.closest)
+        self.labels[rows] = self.n_centers
         self.closest = self.closer[i]
         self.n_centers += 1
+        return rows, self.closest[rows]
 
     def to_rows(self, candidates, closest):
         """Lower closest (n_candidates, n_samples) to the distances from the candidates; return it."""
@@ -176,7 +198,7 @@ class CertifiedSeeding:
         self.task_gains = np.zeros((len(self.tasks), n_trials))
 
     def look(self, candidates):
-        """Find the rows that are closer to each of the candidate rows; returns who goes on."""
+        """Find the rows that are closer to each of the candidate rows."""
         panels = pack_candidates(self.X[candidates], self.plane, self.candidate_scale)
         plane = self.plane
         if plane is not None and panels.error > self.candidate_scale.error:
@@ -198,20 +220,19 @@ class CertifiedSeeding:
 
         run_tasks(scan, len(self.tasks), len(self.tasks), self.n_threads, multiple=1)
         self.evaluated = evaluated.sum()
-        return self
 
     def gains(self):
         """What each candidate takes off the weighted sum of closest, (n_candidates,)."""
         return self.task_gains.sum(axis=0)
 
     def take(self, i):
-        """Make the i-th candidate a center."""
-        for task, start in enumerate(self.tasks):
-            closer = slice(start, start + self.n_closer[task, i])
-            rows = self.rows[i, closer]
-            self.labels[rows] = self.n_centers
-            _kernels.native.set_closest(
-                self.X, self.plane, self.panels, rows, self.sq_distances[i, closer], self.closest,
-                self.thresholds, self.caps,
-            )  # fmt: skip
+        """Make the i-th candidate a center; returns the rows that came closer, and their distances."""
+        parts = [slice(start, start + n) for start, n in zip(self.tasks, self.n_closer[:, i])]
+        rows = np.concatenate([self.rows[i, part] for part in parts])
+        sq_distances = np.concatenate([self.sq_distances[i, part] for part in parts])
+        self.labels[rows] = self.n_centers
+        _kernels.native.set_closest(
+            self.X, self.plane, self.panels, rows, sq_distances, self.closest, self.thresholds, self.caps
+        )
         self.n_centers += 1
+        return rows, sq_distances

@@ -193,16 +193,22 @@ static void start_block(workspace *w, block_state *b, int64_t block, int64_t las
     }
 }
 
+/* How many columns of a panel are in use. */
+static inline int columns_of(const skivfpq_scan *s, int64_t panel) {
+    return s->n_columns - panel * COLUMNS < COLUMNS ? (int)(s->n_columns - panel * COLUMNS) : COLUMNS;
+}
+
 /* Scores a block against the panels first..last and notes what survives. */
 static void scan_panels(workspace *w, block_state *b, int64_t block, int64_t first, int64_t last) {
     const skivfpq_scan *s = w->s;
     int32_t out[COLUMNS][BLOCK] __attribute__((aligned(64)));
     uint32_t hits[COLUMNS];
     for (int64_t p = first; p < last; p++) {
+        int columns = columns_of(s, p);
         if (!score_block(s->codes + block * s->units * 64, s->panels + p * s->units * COLUMNS * 4,
-                         s->starts + p * COLUMNS, s->units, b->thresholds, b->caps, out, hits))
+                         s->starts + p * COLUMNS, s->units, columns, b->thresholds, b->caps, out, hits))
             continue;
-        for (int c = 0; c < COLUMNS && p * COLUMNS + c < s->n_columns; c++)
+        for (int c = 0; c < columns; c++)
             for (uint32_t left = hits[c]; left; left &= left - 1) {
                 int r = __builtin_ctz(left);
                 add_survivor(w, b, r, block * BLOCK + r, (int32_t)(p * COLUMNS + c), out[c][r] + b->thresholds[r]);
@@ -259,41 +265,78 @@ void SET_CLOSEST(const skivfpq_scan *s, const int32_t *rows, int64_t n, const do
     }
 }
 
+/* Pairs of a row and a candidate that may be closer, evaluated some time after their rows were fetched. */
+#define PENDING 16
+
+typedef struct {
+    int32_t row, candidate;
+} pair;
+
+typedef struct {
+    const skivfpq_scan *s;
+    const double *closest, *weights;
+    int32_t *rows;
+    double *sq_distances, *gains;
+    int64_t capacity, *n_closer;
+    float *v;           /* (d,) row, minus the origin */
+    int64_t shifted_row;
+    int n_pending;
+    pair pending[PENDING];
+} closer_search;
+
+static void evaluate_pending(closer_search *w) {
+    const skivfpq_scan *s = w->s;
+    for (int i = 0; i < w->n_pending; i++) {
+        int64_t row = w->pending[i].row, c = w->pending[i].candidate;
+        if (row != w->shifted_row) shift_row(s, row, w->v), w->shifted_row = row;
+        if (is_farther(s, w->v, c, sqrt(w->closest[row]))) continue;
+        double exact = sq_distance(s->X, s->is_f64, row, s->centers + c * s->n_features, s->n_features);
+        if (exact >= w->closest[row]) continue;
+        w->gains[c] += w->weights[row] * (w->closest[row] - exact);
+        w->rows[c * w->capacity + w->n_closer[c]] = (int32_t)row;
+        w->sq_distances[c * w->capacity + w->n_closer[c]++] = exact;
+    }
+    w->n_pending = 0;
+}
+
+static void add_pending(closer_search *w, int64_t row, int64_t candidate) {
+    int64_t size = w->s->n_features * (w->s->is_f64 ? 8 : 4);
+    if (w->closest[row] == 0) return;
+    if (w->n_pending == PENDING) evaluate_pending(w);
+    for (int64_t byte = 0; byte < size; byte += 64) __builtin_prefetch((const char *)w->s->X + row * size + byte);
+    w->pending[w->n_pending++] = (pair){(int32_t)row, (int32_t)candidate};
+}
+
 int CLOSER_CANDIDATES(const skivfpq_scan *s, const int32_t *thresholds, const int32_t *caps, const double *closest,
                       const double *weights, int64_t first_row, int64_t last_row, int32_t *rows,
                       double *sq_distances, int64_t capacity, int64_t *n_closer, double *gains,
                       int64_t *n_evaluated) {
     int32_t out[COLUMNS][BLOCK] __attribute__((aligned(64)));
     uint32_t hits[COLUMNS];
-    int64_t d = s->n_features, n_panels = (s->n_columns + COLUMNS - 1) / COLUMNS;
-    float *v = malloc(sizeof(float) * BLOCK * d);
-    if (!v) return -1;
+    int64_t n_panels = (s->n_columns + COLUMNS - 1) / COLUMNS, block_size = s->units * 64;
+    closer_search w = {s, closest, weights, rows, sq_distances, gains, capacity, n_closer, NULL, -1, 0, {{0, 0}}};
+    w.v = malloc(sizeof(float) * s->n_features);
+    if (!w.v) return -1;
     for (int64_t c = 0; c < s->n_columns; c++) n_closer[c] = 0, gains[c] = 0;
-    for (int64_t block = first_row / BLOCK; block * BLOCK < last_row; block++) {
-        uint32_t shifted = 0;
+    for (int64_t row = first_row; row < last_row && !s->codes; row++)
+        for (int64_t c = 0; c < s->n_columns; c++) add_pending(&w, row, c), ++*n_evaluated;
+    for (int64_t block = first_row / BLOCK; block * BLOCK < last_row && s->codes; block++) {
+        const uint8_t *codes = s->codes + block * block_size;
+        for (int64_t byte = 0; byte < block_size && (block + 1) * BLOCK < last_row; byte += 64)
+            __builtin_prefetch(codes + block_size + byte);
         for (int64_t p = 0; p < n_panels; p++) {
-            if (!s->codes)
-                for (int c = 0; c < COLUMNS; c++) hits[c] = 0xFFFF;
-            else if (!score_block(s->codes + block * s->units * 64, s->panels + p * s->units * COLUMNS * 4,
-                                  s->starts + p * COLUMNS, s->units, thresholds + block * BLOCK,
-                                  caps + block * BLOCK, out, hits))
+            int columns = columns_of(s, p);
+            if (!score_block(codes, s->panels + p * s->units * COLUMNS * 4, s->starts + p * COLUMNS, s->units,
+                             columns, thresholds + block * BLOCK, caps + block * BLOCK, out, hits))
                 continue;
-            for (int c = 0; c < COLUMNS && p * COLUMNS + c < s->n_columns; c++)
-                for (uint32_t left = hits[c]; left; left &= left - 1) {
-                    int r = __builtin_ctz(left);
-                    int64_t row = block * BLOCK + r, i = p * COLUMNS + c;
-                    if (row >= last_row || closest[row] == 0) continue;
-                    if (!(shifted >> r & 1)) shift_row(s, row, v + r * d), shifted |= 1u << r;
-                    ++*n_evaluated;
-                    if (is_farther(s, v + r * d, i, sqrt(closest[row]))) continue;
-                    double exact = sq_distance(s->X, s->is_f64, row, s->centers + i * d, d);
-                    if (exact >= closest[row]) continue;
-                    gains[i] += weights[row] * (closest[row] - exact);
-                    rows[i * capacity + n_closer[i]] = (int32_t)row;
-                    sq_distances[i * capacity + n_closer[i]++] = exact;
+            for (int c = 0; c < columns; c++)
+                for (uint32_t left = hits[c]; left; left &= left - 1, ++*n_evaluated) {
+                    int64_t row = block * BLOCK + __builtin_ctz(left);
+                    if (row < last_row) add_pending(&w, row, p * COLUMNS + c);
                 }
         }
     }
-    free(v);
+    evaluate_pending(&w);
+    free(w.v);
     return 0;
 }

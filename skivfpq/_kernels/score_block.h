@@ -59,7 +59,8 @@
     const uint8_t *rows,        /* IN (units, 16, 4) */                                              \
         const int8_t *panel,    /* IN (units, COLUMNS, 4) */                                         \
         const int32_t *starts,  /* IN (COLUMNS,) */                                                  \
-        int64_t units, const int32_t *thresholds, const int32_t *caps, /* IN (16,) */                \
+        int64_t units, int columns, /* columns: how many of the panel are in use */                  \
+        const int32_t *thresholds, const int32_t *caps, /* IN (16,) */                \
         int32_t (*out)[BLOCK], uint32_t *hits                          /* OUT (COLUMNS, 16), (COLUMNS,) */
 
 #if WRAPS
@@ -68,18 +69,23 @@
  * statement, because GCC otherwise moves accumulators to memory and back. */
 #define EACH_COLUMN(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5)
 #define ACCUMULATE(c)                                                                                \
-    asm("vpbroadcastd %6, %1\n\tvpmaddubsw %1, %4, %0\n\tvpmaddubsw %1, %5, %1\n\t"                  \
+    if (c < columns)                                                                                 \
+        asm("vpbroadcastd %6, %1\n\tvpmaddubsw %1, %4, %0\n\tvpmaddubsw %1, %5, %1\n\t"                  \
         "vpaddw %0, %2, %2\n\tvpaddw %1, %3, %3"                                                     \
         : "=&x"(product0), "=&x"(product1), "+x"(low##c), "+x"(high##c)                              \
         : "x"(row0), "x"(row1), "m"(*(const int32_t *)(panel + c * 4)));
 #define START(c) __m256i low##c = _mm256_set1_epi32((uint16_t)starts[c]), high##c = low##c;
 #define FINISH(c)                                                                                    \
+    if (c < columns) {                                                                               \
     low##c = score(low##c, threshold0), high##c = score(high##c, threshold1);                        \
     all_miss = _mm256_and_si256(all_miss, _mm256_and_si256(_mm256_cmpgt_epi32(low##c, cap0),         \
-                                                           _mm256_cmpgt_epi32(high##c, cap1)));
+                                                           _mm256_cmpgt_epi32(high##c, cap1)));      \
+    }
 #define STORE(c)                                                                                     \
+    if (c < columns) {                                                                               \
     hits[c] = ~(miss_bits(low##c, cap0) | miss_bits(high##c, cap1) << 8) & 0xFFFF;                   \
-    _mm256_store_si256((__m256i *)out[c], low##c), _mm256_store_si256((__m256i *)(out[c] + 8), high##c);
+    _mm256_store_si256((__m256i *)out[c], low##c), _mm256_store_si256((__m256i *)(out[c] + 8), high##c);                  \
+    }
 
 /* Adds the two halves of each row's sum, modulo 2^16. */
 static inline __m256i score(__m256i sums, __m256i threshold) {
@@ -91,7 +97,8 @@ static inline uint32_t miss_bits(__m256i scores, __m256i caps) {
     return (uint32_t)_mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(scores, caps)));
 }
 
-static int score_block(SCORE_BLOCK_ARGUMENTS) {
+/* Compiled for panels with 2, 4 and 6 columns in use. */
+static inline __attribute__((always_inline)) int score_columns(SCORE_BLOCK_ARGUMENTS) {
     EACH_COLUMN(START)
     for (int64_t u = 0; u < units; u++, rows += 64, panel += 24) {
         __m256i row0 = _mm256_loadu_si256((const __m256i *)rows), product0, product1;
@@ -104,8 +111,15 @@ static int score_block(SCORE_BLOCK_ARGUMENTS) {
     __m256i all_miss = _mm256_set1_epi32(-1);
     EACH_COLUMN(FINISH)
     if (_mm256_movemask_ps(_mm256_castsi256_ps(all_miss)) == 0xFF) return 0;
+    for (int c = 0; c < COLUMNS; c++) hits[c] = 0;
     EACH_COLUMN(STORE)
     return 1;
+}
+
+static int score_block(SCORE_BLOCK_ARGUMENTS) {
+    if (columns > 4) return score_columns(rows, panel, starts, units, 6, thresholds, caps, out, hits);
+    if (columns > 2) return score_columns(rows, panel, starts, units, 4, thresholds, caps, out, hits);
+    return score_columns(rows, panel, starts, units, 2, thresholds, caps, out, hits);
 }
 
 #else
@@ -113,7 +127,7 @@ static int score_block(SCORE_BLOCK_ARGUMENTS) {
 /* Portable, exact in int32; also what the tile and dot product kernels must equal. */
 static int score_block(SCORE_BLOCK_ARGUMENTS) {
     int any = 0;
-    (void)caps;
+    (void)caps, (void)columns;
     for (int c = 0; c < COLUMNS; c++) {
         for (int r = 0; r < BLOCK; r++) out[c][r] = starts[c] - thresholds[r];
         for (int64_t u = 0; u < units; u++) {
