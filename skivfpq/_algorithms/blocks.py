@@ -1,7 +1,7 @@
 """Row blocks over threads: kernels release the GIL, so ranges of rows go to Python threads."""
 
 import os
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import pairwise
 
 import joblib
@@ -59,7 +59,7 @@ def cluster_sums(X, weights, labels, clusters, sums, counts, n_threads=1):
         _kernels.cluster_sums(X, weights, order, bounds, clusters[part], sums, counts)
 
     n_tasks = 4 * n_threads if runs_native(X) and n_threads > 1 and len(labels) > ROWS_PER_TASK else 1
-    run_tasks(add, len(clusters), min(n_tasks, len(clusters)), n_threads)
+    run_tasks(add, len(clusters), n_tasks, n_threads, multiple=1)
 
 
 def runs_native(X):
@@ -74,13 +74,25 @@ def map_rows(function, n_rows, n_threads):
 
 def run_tasks(function, size, n_tasks, n_threads, multiple=16):
     """Call function(slice) for n_tasks consecutive slices of range(size), starting at such multiples."""
+    n_tasks = min(n_tasks, -(-size // multiple))
     if n_threads == 1 or n_tasks <= 1:
         function(slice(0, size))
         return
     bounds = np.linspace(0, size, n_tasks + 1).astype(int)
     bounds[1:-1] -= bounds[1:-1] % multiple
-    slices = [slice(start, stop) for start, stop in pairwise(bounds)]
-    list(_threads(n_threads).map(function, slices))  # list: an exception of a task is raised here
+    slices = iter([slice(start, stop) for start, stop in pairwise(bounds)])
+
+    def work():
+        for part in slices:  # which hands out each slice once, whoever asks
+            function(part)
+
+    helpers = [_threads(n_threads).submit(work) for _ in range(min(n_threads, n_tasks) - 1)]
+    try:
+        work()
+    finally:
+        wait(helpers)
+    for helper in helpers:
+        helper.result()  # raises what a task raised
 
 
 _pools = {}

@@ -73,6 +73,7 @@ class Plane:
     sq_norms: np.ndarray  # (n_samples,) int32, of the int8 points
     errors: np.ndarray  # (n_samples,) float32, |y - scale q|; inf for rows that are not to be scanned
     typical: float  # 99 % of the points are no longer
+    fine: tuple  # of pack_fine_rows
 
 
 @dataclass
@@ -80,9 +81,7 @@ class Panels:
     """int8 points of centers, beside the centers themselves."""
 
     centers: np.ndarray  # (n_clusters, n_features) float64
-    shifted: np.ndarray  # (n_clusters, n_features) float32, minus the origin
-    longest: float
-    origin: np.ndarray  # (n_features,) float32
+    fine: tuple  # of pack_fine_columns
     packed: np.ndarray  # (n_panels, 4 * units * columns) int8
     starts: np.ndarray  # (n_panels * columns,) int32
     scale: float
@@ -129,12 +128,13 @@ class NearestCenters:
         """The plane to scan: all features at first, the head once centers are means, whose tails are short."""
         embedding = None
         if labelled and self.has_head and not self.is_head:
-            embedding = head_embedding(self.X)
+            embedding = head_embedding(self.X, HEAD_ENERGY)
             self.has_head = self.is_head = embedding is not None
         if self.plane is None and embedding is None:
             embedding = all_features(self.X)
         if embedding is not None:
-            self.plane = pack_plane(self.X, embedding, self.n_threads)
+            fine = None if self.plane is None else self.plane.fine  # of the same origin
+            self.plane = pack_plane(self.X, embedding, self.n_threads, fine)
             self.scans = self.plane is not None
         return self.plane
 
@@ -158,17 +158,17 @@ def head_pays(X, n_clusters):
     return n_clusters >= 256 and n_features >= 64 and n_samples * n_clusters >= 40 * n_features**2
 
 
-def head_embedding(X):
+def head_embedding(X, energy):
     """Embedding on the first principal axes of X, turned at random among themselves, and the tail.
 
     None where the axes that hold most of the variance are too many to save anything.
     """
     rows = X[:: max(1, len(X) // SAMPLE)]
-    origin = rows.mean(axis=0, dtype=np.float64).astype(np.float32)
+    origin = all_features(X).origin
     shifted = (rows - origin).astype(np.float32)
     variances, axes = np.linalg.eigh((shifted.T @ shifted).astype(np.float64))
-    energy = np.cumsum(variances[::-1]) / variances.sum()
-    n_axes = -(-int(np.searchsorted(energy, HEAD_ENERGY) + TAIL_COPIES) // 4) * 4 - TAIL_COPIES
+    shares = np.cumsum(variances[::-1]) / variances.sum()
+    n_axes = -(-int(np.searchsorted(shares, energy) + TAIL_COPIES) // 4) * 4 - TAIL_COPIES
     if n_axes > 0.6 * X.shape[1]:
         return None
     turn, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((n_axes, n_axes)))
@@ -182,7 +182,7 @@ def all_features(X):
     return Embedding(X[:: max(1, len(X) // SAMPLE)].mean(axis=0, dtype=np.float64))
 
 
-def pack_plane(X, embedding, n_threads=1):
+def pack_plane(X, embedding, n_threads=1, fine=None):
     """The plane of the rows of X; None for values that float32 squares cannot hold."""
     _, _, multiple, wraps = _kernels.native.scan_shape()
     units = -(-embedding.width // (4 * multiple)) * multiple
@@ -203,6 +203,7 @@ def pack_plane(X, embedding, n_threads=1):
         np.empty(n_samples, dtype=np.int32),
         np.empty(n_samples, dtype=np.float32),
         typical,
+        _fine_rows(X, embedding.origin, n_threads) if fine is None else fine,
     )
 
     def pack(rows):
@@ -215,6 +216,18 @@ def pack_plane(X, embedding, n_threads=1):
     # Matrix products bring threads of their own.
     blocks.map_rows(pack, n_samples, n_threads if embedding.axes is None else 1)
     return plane
+
+
+def _fine_rows(X, origin, n_threads):
+    """Codes (n_samples, n_features) int8, scales, errors and squared norms, (n_samples,) each."""
+    n = len(X)
+    fine = np.empty(X.shape, np.int8), np.empty(n, np.float32), np.empty(n, np.float32), np.empty(n, np.int32)
+
+    def pack(rows):
+        _kernels.native.pack_fine_rows(X[rows], origin, *[part[rows] for part in fine])
+
+    blocks.map_rows(pack, n, n_threads)
+    return fine
 
 
 def _aligned(shape):
@@ -234,7 +247,7 @@ class CandidateScale:
     @classmethod
     def of(cls, X, plane):
         """The scale for rows of X; error is that of most of them."""
-        columns, largest_column, _, wraps = _kernels.native.scan_shape()
+        _, largest_column, _, wraps = _kernels.native.scan_shape()
         scale = 127 * plane.scale / largest_column
         if wraps:
             scale = max(scale, 2.2 * plane.typical**2 / (2**17 * plane.scale))
@@ -243,39 +256,35 @@ class CandidateScale:
 
 
 def pack_candidates(rows, plane, candidate_scale=None):
-    """Panels of some rows; without codes if there is no plane or if one of them is too long for it."""
-    origin = plane.embedding.origin if plane is not None else rows[0].astype(np.float32)
-    columns = _kernels.native.scan_shape()[0] if plane is not None else 1
-    units = plane.codes.shape[1] if plane is not None else 0
+    """Panels of some rows; of infinite error where one of them is too long for the plane."""
     centers = np.ascontiguousarray(rows, dtype=np.float64)
-    with np.errstate(over="ignore"):
-        shifted = (centers - origin).astype(np.float32)
-        longest = float(np.sqrt(np.einsum("ij,ij->i", shifted, shifted).max()))
-    n_panels = -(-len(rows) // columns)
-    panels = Panels(
-        centers,
-        shifted,
-        longest,
-        origin,
-        np.zeros((n_panels, 4 * units * columns), dtype=np.int8),
-        np.zeros(n_panels * columns, dtype=np.int32),
-        scale=candidate_scale.scale if plane is not None else 0.0,
-        error=np.inf,
-        ids=np.arange(len(rows), dtype=np.int32),
-        far_lengths=np.empty(0),
-    )
-    if plane is not None:
-        Y, bounds = plane.embedding(centers)
-        if np.abs(Y).max() <= 127 * plane.scale:
-            panels.error = _kernels.native.pack_columns(
-                Y, panels.scale, bounds, plane.scale, panels.packed, panels.starts
-            )
+    panels = Panels(centers, None, None, None, 0.0, np.inf, None, None)
+    if plane is None:
+        return panels
+    Y, bounds = plane.embedding(centers)
+    if np.abs(Y).max() > 127 * plane.scale:
+        return panels
+    return _pack(panels, plane, Y, bounds, candidate_scale.scale, np.arange(len(rows)), np.empty(0))
+
+
+def _pack(panels, plane, Y, bounds, scale, ids, far_lengths):
+    """Fill the panels: int8 points Y of some centers, fine points of all."""
+    columns = _kernels.native.scan_shape()[0]
+    units = plane.codes.shape[1]
+    n_panels = -(-len(Y) // columns)
+    panels.packed = np.zeros((n_panels, 4 * units * columns), dtype=np.int8)
+    panels.starts = np.zeros(n_panels * columns, dtype=np.int32)
+    panels.scale, panels.ids, panels.far_lengths = scale, ids.astype(np.int32), far_lengths
+    panels.error = _kernels.native.pack_columns(Y, scale, bounds, plane.scale, panels.packed, panels.starts)
+    k = len(panels.centers)
+    panels.fine = np.empty(panels.centers.shape, dtype=np.int16), np.empty(k), np.empty(k), np.empty(k)
+    _kernels.native.pack_fine_columns(panels.centers, plane.embedding.origin, *panels.fine)
     return panels
 
 
 def pack_centers(centers, plane):
     """Panels of the centers for the scan of a plane; None where int8 points cannot serve."""
-    columns, largest_column, _, wraps = _kernels.native.scan_shape()
+    _, largest_column, _, wraps = _kernels.native.scan_shape()
     centers = np.ascontiguousarray(centers, dtype=np.float64)
     Y, bounds = plane.embedding(centers)
     largest = np.abs(Y).max(axis=1)
@@ -289,24 +298,12 @@ def pack_centers(centers, plane):
         scale = max(scale, reach / (2**17 * plane.scale))
     if scale > 64 * plane.scale or len(far) > 16:
         return None
-    units = plane.codes.shape[1]
-    n_panels = -(-len(near) // columns)
-    packed = np.zeros((n_panels, 4 * units * columns), dtype=np.int8)
-    starts = np.zeros(n_panels * columns, dtype=np.int32)
-    error = _kernels.native.pack_columns(
-        np.ascontiguousarray(Y[near]), scale, bounds[near], plane.scale, packed, starts
-    )
-    shifted = (centers - plane.embedding.origin).astype(np.float32)
-    longest = float(np.sqrt(np.einsum("ij,ij->i", shifted, shifted, dtype=np.float64).max()))
-    return Panels(
-        centers,
-        shifted,
-        longest,
-        plane.embedding.origin,
-        packed,
-        starts,
+    return _pack(
+        Panels(centers, None, None, None, scale, np.inf, None, None),
+        plane,
+        np.ascontiguousarray(Y[near]),
+        bounds[near],
         scale,
-        error,
-        np.concatenate([near, far]).astype(np.int32),
+        np.concatenate([near, far]),
         (lengths[far] - bounds[far]) * (1 - 1e-6),
     )

@@ -4,35 +4,35 @@ import numpy as np
 from scipy import sparse
 
 from skivfpq import _kernels
-from skivfpq._algorithms.blocks import run_tasks, runs_native
+from skivfpq._algorithms.blocks import map_rows, run_tasks, runs_native
 from skivfpq._algorithms.planes import CandidateScale, all_features, pack_candidates, pack_plane
 from skivfpq._kernels import pair_sq_distances, row_hashes
 
 # Potentials that agree this well differ by the order of their additions only.
 SAME = 1e-10
 MASS_BLOCK = 256
-ROWS_PER_SEEDING_TASK = 8192  # the same for any number of threads: gains are added task by task
+PART_ROWS = 4096  # the same for any number of threads: gains are added part by part
 
 
-def hash_rows(X):
+def hash_rows(X, n_threads=1):
     """Hashes of the rows, (n_samples,) uint64; equal rows have equal hashes."""
     factors = np.random.default_rng(0).integers(1 << 63, size=X.shape[1], dtype=np.uint64) * 2 + 1
     hashes = np.empty(X.shape[0], dtype=np.uint64)
-    row_hashes(X, factors, hashes)
+    map_rows(lambda rows: row_hashes(X[rows], factors, hashes[rows]), X.shape[0], n_threads if runs_native(X) else 1)
     return hashes
 
 
-def canonical_order(X):
+def canonical_order(X, n_threads=1):
     """Row numbers in an order that depends on the rows' values only, (n_samples,).
 
     By the hashes of the values rounded to float32 first, so that float64 rows and their float32 copies
     have the same order, and the same seed gives both the same centers.
     """
-    with np.errstate(over="ignore"):
-        rounded = hash_rows(X.astype(np.float32))
     if X.dtype == np.float32:
-        return np.argsort(rounded, kind="stable")
-    return np.lexsort((hash_rows(X), rounded))
+        return np.argsort(hash_rows(X, n_threads), kind="stable")
+    with np.errstate(over="ignore"):
+        rounded = hash_rows(X.astype(np.float32), n_threads)
+    return np.lexsort((hash_rows(X, n_threads), rounded))
 
 
 def too_few_distinct_rows(X, n_clusters, weights):
@@ -74,7 +74,7 @@ def kmeans_plusplus(X, n_clusters, weights, rng, n_threads=1):
     closest : (n_samples,) squared distances to them
     """
     n_trials = 2 + int(np.log(n_clusters))
-    mass = Mass(weights, canonical_order(X))
+    mass = Mass(weights, canonical_order(X, n_threads))
     state = CertifiedSeeding if runs_native(X) else Seeding
     state = state(X, weights, n_trials, n_threads)
     centers = mass.draw(rng.random(1))
@@ -193,9 +193,7 @@ class CertifiedSeeding:
         # Written in the first steps only, where candidates win many rows.
         self.rows = np.empty((n_trials, n_samples), dtype=np.int32)
         self.sq_distances = np.empty((n_trials, n_samples))
-        self.tasks = range(0, n_samples, ROWS_PER_SEEDING_TASK)
-        self.n_closer = np.zeros((len(self.tasks), n_trials), dtype=np.int64)
-        self.task_gains = np.zeros((len(self.tasks), n_trials))
+        self.starts = np.arange(0, n_samples, PART_ROWS)
 
     def look(self, candidates):
         """Find the rows that are closer to each of the candidate rows."""
@@ -206,28 +204,24 @@ class CertifiedSeeding:
         elif plane is not None:
             panels.error = self.candidate_scale.error
         self.panels = panels
-        evaluated = np.zeros(len(self.tasks), dtype=np.int64)
+        self.n_closer = np.empty((len(self.starts), len(candidates)), dtype=np.int64)
+        self.part_gains = np.empty((len(self.starts), len(candidates)))
 
-        def scan(which):
-            for task in range(which.start, which.stop):
-                start = self.tasks[task]
-                rows = slice(start, min(start + ROWS_PER_SEEDING_TASK, len(self.closest)))
-                evaluated[task] = _kernels.native.closer_candidates(
-                    self.X, plane, panels, self.thresholds, self.caps, self.closest, self.weights,
-                    rows.start, rows.stop, self.rows[: len(candidates), rows], self.sq_distances[: len(candidates), rows],
-                    self.n_closer[task], self.task_gains[task],
-                )  # fmt: skip
+        def scan(parts):
+            _kernels.native.closer_candidates(
+                self.X, plane, panels, self.thresholds, self.caps, self.closest, self.weights, PART_ROWS,
+                parts.start, parts.stop, self.rows, self.sq_distances, self.n_closer, self.part_gains,
+            )  # fmt: skip
 
-        run_tasks(scan, len(self.tasks), len(self.tasks), self.n_threads, multiple=1)
-        self.evaluated = evaluated.sum()
+        run_tasks(scan, len(self.starts), 4 * self.n_threads, self.n_threads, multiple=1)
 
     def gains(self):
         """What each candidate takes off the weighted sum of closest, (n_candidates,)."""
-        return self.task_gains.sum(axis=0)
+        return self.part_gains.sum(axis=0)
 
     def take(self, i):
         """Make the i-th candidate a center; returns the rows that came closer, and their distances."""
-        parts = [slice(start, start + n) for start, n in zip(self.tasks, self.n_closer[:, i])]
+        parts = [slice(start, start + n) for start, n in zip(self.starts, self.n_closer[:, i])]
         rows = np.concatenate([self.rows[i, part] for part in parts])
         sq_distances = np.concatenate([self.sq_distances[i, part] for part in parts])
         self.labels[rows] = self.n_centers

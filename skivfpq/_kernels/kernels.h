@@ -40,10 +40,14 @@ typedef struct {
     double (*pack_columns)(const float *, int64_t, int64_t, double, const float *, double, int64_t, int8_t *,
                            int32_t *);
     int64_t (*certified_nearest)(const skivfpq_scan *, int64_t, int64_t, int32_t *, double *, int64_t *);
+    void (*pack_fine_rows)(const void *, int, int64_t, int64_t, const float *, int8_t *, float *, float *, int32_t *);
+    void (*pack_fine_columns)(const double *, int64_t, int64_t, const float *, int32_t, int16_t *, double *, double *,
+                              double *);
     void (*set_closest)(const skivfpq_scan *, const int32_t *, int64_t, const double *, double *, int32_t *,
                         int32_t *);
-    int (*closer_candidates)(const skivfpq_scan *, const int32_t *, const int32_t *, const double *, const double *,
-                             int64_t, int64_t, int32_t *, double *, int64_t, int64_t *, double *, int64_t *);
+    int64_t (*closer_candidates)(const skivfpq_scan *, const int32_t *, const int32_t *, const double *,
+                                 const double *, int64_t, int64_t, int64_t, int64_t, int32_t *, double *,
+                                 int64_t *, double *);
 } skivfpq_kernels;
 
 /* The table for the named instruction set, or for the best one of this CPU when name is NULL;

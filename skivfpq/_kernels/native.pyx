@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 
-from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t, uint64_t
+from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint64_t
 
 cdef extern from "scan.h":
     ctypedef struct skivfpq_scan_shape:
@@ -14,14 +14,23 @@ cdef extern from "scan.h":
         int largest_column
         int units_multiple
         int wraps
+    ctypedef struct skivfpq_fine_rows:
+        const int8_t *codes
+        const float *scales
+        const float *errors
+        const int32_t *sq_norms
+    ctypedef struct skivfpq_fine_columns:
+        const int16_t *codes
+        const double *scales
+        const double *errors
+        const double *sq_lengths
     ctypedef struct skivfpq_scan:
         const void *X
         int is_f64
         int64_t n_features
         const double *centers
-        const float *origin
-        const float *shifted
-        double longest
+        skivfpq_fine_rows fine_rows
+        skivfpq_fine_columns fine_columns
         const uint8_t *codes
         const int32_t *sq_norms
         const float *errors
@@ -59,11 +68,15 @@ cdef extern from "kernels.h":
                                int8_t *, int32_t *) noexcept nogil
         int64_t (*certified_nearest)(const skivfpq_scan *, int64_t, int64_t, int32_t *, double *,
                                      int64_t *) noexcept nogil
+        void (*pack_fine_rows)(const void *, int, int64_t, int64_t, const float *, int8_t *, float *, float *,
+                               int32_t *) noexcept nogil
+        void (*pack_fine_columns)(const double *, int64_t, int64_t, const float *, int32_t, int16_t *,
+                                  double *, double *, double *) noexcept nogil
         void (*set_closest)(const skivfpq_scan *, const int32_t *, int64_t, const double *, double *,
                             int32_t *, int32_t *) noexcept nogil
-        int (*closer_candidates)(const skivfpq_scan *, const int32_t *, const int32_t *, const double *,
-                                 const double *, int64_t, int64_t, int32_t *, double *, int64_t,
-                                 int64_t *, double *, int64_t *) noexcept nogil
+        int64_t (*closer_candidates)(const skivfpq_scan *, const int32_t *, const int32_t *, const double *,
+                                     const double *, int64_t, int64_t, int64_t, int64_t, int32_t *,
+                                     double *, int64_t *, double *) noexcept nogil
     const skivfpq_kernels *skivfpq_pick(const char *name)
     const char *skivfpq_runnable(int i)
 
@@ -231,34 +244,80 @@ def pack_columns(
     return error
 
 
+def pack_fine_rows(
+    const floating[:, ::1] X,       # IN (n_rows, n_features)
+    const float[::1] origin,        # IN (n_features,)
+    int8_t[:, ::1] codes,           # OUT (n_rows, n_features)
+    float[::1] scales,              # OUT (n_rows,)
+    float[::1] errors,              # OUT (n_rows,)
+    int32_t[::1] sq_norms,          # OUT (n_rows,)
+):
+    """x - origin = scale q + e: int8 q with a scale for each row, and |e|."""
+    cdef int64_t n = X.shape[0]
+    if (codes.shape[0] != n or codes.shape[1] != X.shape[1] or origin.shape[0] != X.shape[1]
+            or scales.shape[0] != n or errors.shape[0] != n or sq_norms.shape[0] != n):
+        raise ValueError("pack_fine_rows: shapes do not fit together.")
+    if n == 0:
+        return
+    with nogil:
+        kernels.pack_fine_rows(<const void *>&X[0, 0], floating is double, n, X.shape[1], &origin[0], &codes[0, 0],
+                               &scales[0], &errors[0], &sq_norms[0])
+
+
+def pack_fine_columns(
+    const double[:, ::1] centers,   # IN (n_centers, n_features)
+    const float[::1] origin,        # IN (n_features,)
+    int16_t[:, ::1] codes,          # OUT (n_centers, n_features)
+    double[::1] scales,             # OUT (n_centers,)
+    double[::1] errors,             # OUT (n_centers,)
+    double[::1] sq_lengths,         # OUT (n_centers,) of the fine points
+):
+    """c - origin = scale p + e: int16 p, small enough for products with int8 rows in 32 bits."""
+    cdef int64_t k = centers.shape[0]
+    cdef int32_t limit = min(32767, (2**31 - 1) // (127 * centers.shape[1]))
+    if (codes.shape[0] != k or codes.shape[1] != centers.shape[1] or origin.shape[0] != centers.shape[1]
+            or scales.shape[0] != k or errors.shape[0] != k or sq_lengths.shape[0] != k):
+        raise ValueError("pack_fine_columns: shapes do not fit together.")
+    if k == 0:
+        return
+    with nogil:
+        kernels.pack_fine_columns(&centers[0, 0], k, centers.shape[1], &origin[0], limit, &codes[0, 0], &scales[0],
+                                  &errors[0], &sq_lengths[0])
+
+
 cdef skivfpq_scan scan_of(const floating[:, ::1] X, plane, panels) except *:
     """The arguments of a scan; the arrays behind its pointers are kept alive by plane and panels."""
     cdef skivfpq_scan scan
-    cdef const float[::1] origin = panels.origin
     cdef const double[:, ::1] centers = panels.centers
-    cdef const float[:, ::1] shifted = panels.shifted
     cdef const uint8_t[:, :, :, ::1] codes
-    cdef const int32_t[::1] sq_norms, starts, ids
-    cdef const float[::1] errors
-    cdef const int8_t[:, ::1] packed
-    cdef const double[::1] far_lengths
-    if (origin.shape[0] != X.shape[1] or centers.shape[1] != X.shape[1] or shifted.shape[0] != centers.shape[0]
-            or shifted.shape[1] != centers.shape[1]):
-        raise ValueError("scan: shapes of X, origin, centers and shifted do not fit together.")
+    cdef const int32_t[::1] sq_norms, starts, ids, fine_sq_norms
+    cdef const float[::1] errors, fine_scales, fine_errors
+    cdef const int8_t[:, ::1] packed, fine_rows
+    cdef const int16_t[:, ::1] fine_columns
+    cdef const double[::1] far_lengths, column_scales, column_errors, column_sq_lengths
+    if centers.shape[1] != X.shape[1]:
+        raise ValueError("scan: shapes of X and centers do not fit together.")
     scan.X, scan.is_f64, scan.n_features = <const void *>&X[0, 0], floating is double, X.shape[1]
-    scan.centers, scan.origin, scan.shifted = &centers[0, 0], &origin[0], &shifted[0, 0]
-    scan.longest = panels.longest
+    scan.centers = &centers[0, 0]
     scan.n_columns, scan.n_far = centers.shape[0], 0
     scan.codes = NULL
     if plane is None:
         return scan
+    fine_rows, fine_scales, fine_errors, fine_sq_norms = plane.fine
+    fine_columns, column_scales, column_errors, column_sq_lengths = panels.fine
     codes, sq_norms, errors = plane.codes, plane.sq_norms, plane.errors
     packed, starts, ids, far_lengths = panels.packed, panels.starts, panels.ids, panels.far_lengths
     if (codes.shape[0] * 16 < X.shape[0] or errors.shape[0] != X.shape[0] or sq_norms.shape[0] != X.shape[0]
+            or fine_rows.shape[0] != X.shape[0] or fine_rows.shape[1] != X.shape[1]
+            or fine_columns.shape[0] != centers.shape[0] or fine_columns.shape[1] != X.shape[1]
             or packed.shape[1] != codes.shape[1] * 4 * kernels.scan_shape.columns
             or packed.shape[0] * kernels.scan_shape.columns < ids.shape[0] - far_lengths.shape[0]
             or starts.shape[0] != packed.shape[0] * kernels.scan_shape.columns):
         raise ValueError("scan: shapes of X, plane and panels do not fit together.")
+    scan.fine_rows.codes, scan.fine_rows.scales = &fine_rows[0, 0], &fine_scales[0]
+    scan.fine_rows.errors, scan.fine_rows.sq_norms = &fine_errors[0], &fine_sq_norms[0]
+    scan.fine_columns.codes, scan.fine_columns.scales = &fine_columns[0, 0], &column_scales[0]
+    scan.fine_columns.errors, scan.fine_columns.sq_lengths = &column_errors[0], &column_sq_lengths[0]
     scan.codes, scan.sq_norms, scan.errors = &codes[0, 0, 0, 0], &sq_norms[0], &errors[0]
     scan.row_scale, scan.units = plane.scale, codes.shape[1]
     scan.n_far = far_lengths.shape[0]
@@ -307,35 +366,33 @@ def closer_candidates(
     const int32_t[::1] caps,          # IN (16 n_blocks,)
     const double[::1] closest,        # IN (n_samples,)
     const double[::1] weights,        # IN (n_samples,)
-    int64_t first_row,                # a multiple of 16
-    int64_t last_row,
-    int32_t[:, :] rows,               # OUT (n_candidates, at least last_row - first_row)
-    double[:, :] sq_distances,        # OUT, the same
-    int64_t[::1] n_closer,            # OUT (n_candidates,)
-    double[::1] gains,                # OUT (n_candidates,)
+    int64_t part_rows,                # rows of a part, a multiple of 16
+    int64_t first_part,
+    int64_t last_part,
+    int32_t[:, ::1] rows,             # OUT (n_candidates, n_samples), those of a part from its first row on
+    double[:, ::1] sq_distances,      # OUT (n_candidates, n_samples), the same
+    int64_t[:, ::1] n_closer,         # OUT (n_parts, n_candidates), how many of them
+    double[:, ::1] gains,             # OUT (n_parts, n_candidates)
 ):
-    """Rows closer to each candidate than closest, and the weighted sum of what they win; returns the
-    number of pairs evaluated."""
-    cdef int64_t n_evaluated = 0
-    cdef int status
+    """Rows of some parts closer to each candidate than closest, and the weighted sum of what they win;
+    returns the number of pairs evaluated."""
+    cdef int64_t n_evaluated, n = X.shape[0]
     cdef skivfpq_scan scan = scan_of(X, plane, panels)
-    if not 0 <= first_row < last_row <= X.shape[0] or first_row % 16:
-        raise ValueError("closer_candidates: rows must start at a multiple of 16 and lie in X.")
-    if (closest.shape[0] != X.shape[0] or weights.shape[0] != X.shape[0] or scan.n_far
-            or (plane is not None and (thresholds.shape[0] < X.shape[0] or thresholds.shape[0] % 16
+    if not 0 <= first_part < last_part or part_rows % 16 or (last_part - 1) * part_rows >= n:
+        raise ValueError("closer_candidates: parts must have a multiple of 16 rows and lie in X.")
+    if (closest.shape[0] != n or weights.shape[0] != n or scan.n_far
+            or (plane is not None and (thresholds.shape[0] < n or thresholds.shape[0] % 16
                                        or caps.shape[0] != thresholds.shape[0]))
-            or rows.shape[0] < scan.n_columns or rows.shape[1] < last_row - first_row
-            or sq_distances.shape[0] != rows.shape[0] or sq_distances.shape[1] != rows.shape[1]
-            or rows.strides[1] != 4 or sq_distances.strides[1] != 8 or 2 * rows.strides[0] != sq_distances.strides[0]
-            or n_closer.shape[0] < scan.n_columns or gains.shape[0] < scan.n_columns):
+            or rows.shape[0] < scan.n_columns or rows.shape[1] != n
+            or sq_distances.shape[0] != rows.shape[0] or sq_distances.shape[1] != n
+            or n_closer.shape[0] < last_part or n_closer.shape[1] != scan.n_columns
+            or gains.shape[0] < last_part or gains.shape[1] != scan.n_columns):
         raise ValueError("closer_candidates: shapes do not fit together.")
     with nogil:
-        status = kernels.closer_candidates(
+        n_evaluated = kernels.closer_candidates(
             &scan, &thresholds[0] if scan.codes else NULL, &caps[0] if scan.codes else NULL, &closest[0],
-            &weights[0], first_row, last_row, &rows[0, 0], &sq_distances[0, 0], rows.strides[0] // 4, &n_closer[0],
-            &gains[0], &n_evaluated)
-    if status != 0:
-        raise MemoryError("closer_candidates: no memory for its scratch arrays.")
+            &weights[0], n, part_rows, first_part, last_part, &rows[0, 0], &sq_distances[0, 0],
+            &n_closer[0, 0], &gains[0, 0])
     return n_evaluated
 
 

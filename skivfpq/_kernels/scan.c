@@ -8,8 +8,9 @@
  *     <q, p> - s_c |p|^2 / (2 s_x)  >=  (s_x^2 |q|^2 - (u + E_x + E_c)^2) / (2 s_x s_c).
  *
  * score_block computes the left side for 16 rows and some columns, u is the exact distance to the
- * center that a row had before. Survivors: float32 differences reject most, float64 differences
- * decide, lowest index on ties. Rows that the planes do not serve are left to the lane kernel. */
+ * center that a row had before. What survives is looked at twice more: first by all features, the
+ * rows as int8 with a scale each, the centers as int16; then by float64 differences, which decide,
+ * lowest index on ties. Rows that the planes do not serve are left to the lane kernel. */
 #include "scan.h"
 
 #include "differences.h"
@@ -70,6 +71,51 @@ double PACK_COLUMNS(const float *Y, int64_t k, int64_t width, double scale, cons
     return error;
 }
 
+/* Fine points of rows: int8 with a scale for each row. */
+void PACK_FINE_ROWS(const void *X, int is_f64, int64_t n, int64_t d, const float *origin,
+                    int8_t *codes, float *scales, float *errors, int32_t *sq_norms) {
+    for (int64_t i = 0; i < n; i++) {
+        const float *x32 = (const float *)X + i * d;
+        const double *x64 = (const double *)X + i * d;
+        int8_t *code = codes + i * d;
+        double largest = 0, sq_error = 0;
+        int32_t sq_norm = 0;
+        for (int64_t j = 0; j < d; j++)
+            largest = fmax(largest, fabs((is_f64 ? x64[j] : (double)x32[j]) - origin[j]));
+        scales[i] = (float)(largest / 127);
+        double inverse = scales[i] > 0 ? 1 / (double)scales[i] : 0;
+        for (int64_t j = 0; j < d; j++) {
+            double value = (is_f64 ? x64[j] : (double)x32[j]) - origin[j];
+            double level = rint(value * inverse);
+            level = level > 127 ? 127 : level < -127 ? -127 : level;
+            code[j] = (int8_t)level;
+            sq_error += (value - scales[i] * level) * (value - scales[i] * level);
+            sq_norm += (int32_t)level * (int32_t)level;
+        }
+        sq_norms[i] = sq_norm;
+        errors[i] = (float)(sqrt(sq_error) * (1 + 1e-6)) ;
+    }
+}
+
+/* Fine points of columns: int16 up to limit, so that no product overflows 32 bits. */
+void PACK_FINE_COLUMNS(const double *centers, int64_t k, int64_t d, const float *origin, int32_t limit,
+                       int16_t *codes, double *scales, double *errors, double *sq_lengths) {
+    for (int64_t i = 0; i < k; i++) {
+        const double *c = centers + i * d;
+        double largest = 0, sq_error = 0, sq_norm = 0;
+        for (int64_t j = 0; j < d; j++) largest = fmax(largest, fabs(c[j] - origin[j]));
+        scales[i] = largest / limit;
+        double inverse = scales[i] > 0 ? 1 / scales[i] : 0;
+        for (int64_t j = 0; j < d; j++) {
+            double value = c[j] - origin[j], level = rint(value * inverse), rest = value - scales[i] * level;
+            codes[i * d + j] = (int16_t)level;
+            sq_error += rest * rest, sq_norm += level * level;
+        }
+        sq_lengths[i] = scales[i] * scales[i] * sq_norm;
+        errors[i] = sqrt(sq_error) * (1 + 1e-6);
+    }
+}
+
 typedef struct {
     int32_t column, score; /* score: out + threshold, of the time when it was found */
 } survivor;
@@ -93,54 +139,33 @@ static int set_threshold(const skivfpq_scan *s, int64_t row, double sq_distance,
     return 1;
 }
 
-/* float32 |v - g|^2; lanes are added in any order. */
-static float shifted_sq_distance(const float *v, const float *g, int64_t d) {
-    typedef float vector __attribute__((vector_size(32), aligned(4)));
-    vector sum0 = {0}, sum1 = {0};
-    float sum = 0;
-    int64_t j = 0;
-    for (; j + 16 <= d; j += 16) {
-        vector a = *(const vector *)(v + j) - *(const vector *)(g + j);
-        vector b = *(const vector *)(v + j + 8) - *(const vector *)(g + j + 8);
-        sum0 += a * a, sum1 += b * b;
-    }
-    for (; j < d; j++) sum += (v[j] - g[j]) * (v[j] - g[j]);
-    sum0 += sum1;
-    for (int i = 0; i < 8; i++) sum += sum0[i];
-    return sum;
-}
-
 /* What the scan of some rows works with. */
 typedef struct {
     const skivfpq_scan *s;
-    block_state blocks[SUPERBLOCK];
-    float *v;       /* (d,) a row minus the origin */
     int64_t budget; /* evaluations left before the lane kernel is the faster way */
+    block_state blocks[SUPERBLOCK];
 } workspace;
 
-/* v = x - origin in float32; of a float32 origin and rows the subtraction rounds once, as it should. */
-static void shift_row(const skivfpq_scan *s, int64_t row, float *v) {
-    int64_t d = s->n_features;
-    const float *x32 = (const float *)s->X + row * d;
-    const double *x64 = (const double *)s->X + row * d;
-    if (s->is_f64)
-        for (int64_t j = 0; j < d; j++) v[j] = (float)(x64[j] - (double)s->origin[j]);
-    else
-        for (int64_t j = 0; j < d; j++) v[j] = x32[j] - s->origin[j];
+/* <q, p> of int8 and int16. */
+static inline int32_t product(const int8_t *q, const int16_t *p, int64_t d) {
+    int32_t sum = 0;
+    for (int64_t j = 0; j < d; j++) sum += (int32_t)(int16_t)q[j] * p[j];
+    return sum;
 }
 
-/* Whether float32 differences prove that center g is farther from row x than the distance u. Of v = x - m
- * and g - m, rounded, each is right to 2^-24 of its length; |x - m| is at most u + |g - m|, or g is
- * farther than u indeed. */
-static inline int is_farther(const skivfpq_scan *s, const float *v, int64_t label, double u) {
-    int64_t d = s->n_features;
-    double rough = sqrt((double)shifted_sq_distance(v, s->shifted + label * d, d));
-    double rounding = (double)(d + 10) * 0x1p-24 * rough + 0x1p-22 * (rough + u + s->longest);
-    return rough - rounding > u * (1 + ROUNDING);
+/* Whether a row and a center are farther apart than u for certain: their fine points, less both errors. */
+static inline int is_farther(const skivfpq_scan *s, int64_t row, int64_t label, double u) {
+    const skivfpq_fine_rows *x = &s->fine_rows;
+    const skivfpq_fine_columns *c = &s->fine_columns;
+    int32_t dot = product(x->codes + row * s->n_features, c->codes + label * s->n_features, s->n_features);
+    double sq_norms = (double)x->scales[row] * x->scales[row] * x->sq_norms[row] + c->sq_lengths[label];
+    double sq_gap = sq_norms * (1 - 1e-12) - 2 * (double)x->scales[row] * c->scales[label] * dot;
+    double reach = u * (1 + ROUNDING) + x->errors[row] + c->errors[label];
+    return sq_gap > reach * reach;
 }
 
-static inline void prefetch(const float *g, int64_t d) {
-    for (int64_t j = 0; j < d; j += 16) __builtin_prefetch(g + j);
+static inline void prefetch(const void *memory, int64_t size) {
+    for (int64_t byte = 0; byte < size; byte += 64) __builtin_prefetch((const char *)memory + byte);
 }
 
 /* Evaluates the survivors of a row, best score first, as long as they can beat the best so far. */
@@ -148,8 +173,8 @@ static void evaluate(workspace *w, block_state *b, int r, int64_t row) {
     const skivfpq_scan *s = w->s;
     survivor *list = b->survivors[r];
     int64_t d = s->n_features;
-    int shifted = 0;
-    for (int i = 0; i < b->n_survivors[r] && i < 8; i++) prefetch(s->shifted + s->ids[list[i].column] * d, d);
+    for (int i = 0; i < b->n_survivors[r] && i < 8; i++)
+        prefetch(s->fine_columns.codes + s->ids[list[i].column] * d, d * sizeof(int16_t));
     for (int n = b->n_survivors[r]; n > 0 && w->budget >= 0;) {
         int best = 0;
         for (int i = 1; i < n; i++)
@@ -159,9 +184,9 @@ static void evaluate(workspace *w, block_state *b, int r, int64_t row) {
         if (candidate.score < b->thresholds[r]) break;
         int64_t label = s->ids[candidate.column];
         if (label == b->labels[r]) continue;
-        if (!shifted) shift_row(s, row, w->v), shifted = 1;
         w->budget--;
-        if (is_farther(s, w->v, label, sqrt(b->distances[r]))) continue;
+        if (is_farther(s, row, label, sqrt(b->distances[r]))) continue;
+        w->budget -= 2;
         double exact = sq_distance(s->X, s->is_f64, row, s->centers + label * d, d);
         if (exact < b->distances[r] || (exact == b->distances[r] && label < b->labels[r])) {
             b->distances[r] = exact, b->labels[r] = (int32_t)label;
@@ -232,9 +257,9 @@ int64_t CERTIFIED_NEAREST(const skivfpq_scan *s, int64_t first_row, int64_t last
     int64_t last_block = (last_row + BLOCK - 1) / BLOCK, n_unserved = 0;
     int64_t allowed = s->n_columns / 16 * SUPERBLOCK * BLOCK; /* an evaluation costs some ten lane scores */
     workspace *w = malloc(sizeof(workspace));
-    float *v = malloc(sizeof(float) * s->n_features);
-    if (w && v) w->s = s, w->v = v, w->budget = 0;
-    for (int64_t start = first_row / BLOCK; start < last_block && w && v; start += SUPERBLOCK) {
+    if (!w) return -1;
+    w->s = s, w->budget = 0;
+    for (int64_t start = first_row / BLOCK; start < last_block; start += SUPERBLOCK) {
         int64_t stop = start + SUPERBLOCK < last_block ? start + SUPERBLOCK : last_block;
         w->budget += w->budget < 0 ? 0 : allowed;
         for (int64_t i = start; i < stop && w->budget >= 0; i++)
@@ -249,9 +274,8 @@ int64_t CERTIFIED_NEAREST(const skivfpq_scan *s, int64_t first_row, int64_t last
                 unserved[n_unserved++] = row;
         }
     }
-    int failed = !w || !v;
-    free(w), free(v);
-    return failed ? -1 : n_unserved;
+    free(w);
+    return n_unserved;
 }
 
 void SET_CLOSEST(const skivfpq_scan *s, const int32_t *rows, int64_t n, const double *sq_distances,
@@ -266,7 +290,7 @@ void SET_CLOSEST(const skivfpq_scan *s, const int32_t *rows, int64_t n, const do
 }
 
 /* Pairs of a row and a candidate that may be closer, evaluated some time after their rows were fetched. */
-#define PENDING 16
+#define PENDING 64
 
 typedef struct {
     int32_t row, candidate;
@@ -277,20 +301,25 @@ typedef struct {
     const double *closest, *weights;
     int32_t *rows;
     double *sq_distances, *gains;
-    int64_t capacity, *n_closer;
-    float *v;           /* (d,) row, minus the origin */
-    int64_t shifted_row;
+    int64_t capacity, *n_closer, n_evaluated;
     int n_pending;
     pair pending[PENDING];
 } closer_search;
 
 static void evaluate_pending(closer_search *w) {
     const skivfpq_scan *s = w->s;
+    int64_t d = s->n_features, size = s->is_f64 ? 8 : 4;
+    int n = 0;
+    w->n_evaluated += w->n_pending;
     for (int i = 0; i < w->n_pending; i++) {
+        pair p = w->pending[i];
+        if (s->codes && is_farther(s, p.row, p.candidate, sqrt(w->closest[p.row]))) continue;
+        prefetch((const char *)s->X + p.row * d * size, d * size);
+        w->pending[n++] = p;
+    }
+    for (int i = 0; i < n; i++) {
         int64_t row = w->pending[i].row, c = w->pending[i].candidate;
-        if (row != w->shifted_row) shift_row(s, row, w->v), w->shifted_row = row;
-        if (is_farther(s, w->v, c, sqrt(w->closest[row]))) continue;
-        double exact = sq_distance(s->X, s->is_f64, row, s->centers + c * s->n_features, s->n_features);
+        double exact = sq_distance(s->X, s->is_f64, row, s->centers + c * d, d);
         if (exact >= w->closest[row]) continue;
         w->gains[c] += w->weights[row] * (w->closest[row] - exact);
         w->rows[c * w->capacity + w->n_closer[c]] = (int32_t)row;
@@ -299,44 +328,48 @@ static void evaluate_pending(closer_search *w) {
     w->n_pending = 0;
 }
 
-static void add_pending(closer_search *w, int64_t row, int64_t candidate) {
-    int64_t size = w->s->n_features * (w->s->is_f64 ? 8 : 4);
+static inline void add_pending(closer_search *w, int64_t row, int64_t candidate) {
     if (w->closest[row] == 0) return;
     if (w->n_pending == PENDING) evaluate_pending(w);
-    for (int64_t byte = 0; byte < size; byte += 64) __builtin_prefetch((const char *)w->s->X + row * size + byte);
+    if (w->s->codes) prefetch(w->s->fine_rows.codes + row * w->s->n_features, w->s->n_features);
     w->pending[w->n_pending++] = (pair){(int32_t)row, (int32_t)candidate};
 }
 
-int CLOSER_CANDIDATES(const skivfpq_scan *s, const int32_t *thresholds, const int32_t *caps, const double *closest,
-                      const double *weights, int64_t first_row, int64_t last_row, int32_t *rows,
-                      double *sq_distances, int64_t capacity, int64_t *n_closer, double *gains,
-                      int64_t *n_evaluated) {
+/* The candidates for the rows first..last. */
+static void search_closer(closer_search *w, const int32_t *thresholds, const int32_t *caps, int64_t first,
+                          int64_t last) {
+    const skivfpq_scan *s = w->s;
     int32_t out[COLUMNS][BLOCK] __attribute__((aligned(64)));
     uint32_t hits[COLUMNS];
-    int64_t n_panels = (s->n_columns + COLUMNS - 1) / COLUMNS, block_size = s->units * 64;
-    closer_search w = {s, closest, weights, rows, sq_distances, gains, capacity, n_closer, NULL, -1, 0, {{0, 0}}};
-    w.v = malloc(sizeof(float) * s->n_features);
-    if (!w.v) return -1;
-    for (int64_t c = 0; c < s->n_columns; c++) n_closer[c] = 0, gains[c] = 0;
-    for (int64_t row = first_row; row < last_row && !s->codes; row++)
-        for (int64_t c = 0; c < s->n_columns; c++) add_pending(&w, row, c), ++*n_evaluated;
-    for (int64_t block = first_row / BLOCK; block * BLOCK < last_row && s->codes; block++) {
-        const uint8_t *codes = s->codes + block * block_size;
-        for (int64_t byte = 0; byte < block_size && (block + 1) * BLOCK < last_row; byte += 64)
-            __builtin_prefetch(codes + block_size + byte);
+    int64_t n_panels = (s->n_columns + COLUMNS - 1) / COLUMNS;
+    for (int64_t row = first; row < last && !s->codes; row++)
+        for (int64_t c = 0; c < s->n_columns; c++) add_pending(w, row, c);
+    for (int64_t i = first; i < last && s->codes; i += BLOCK)
         for (int64_t p = 0; p < n_panels; p++) {
             int columns = columns_of(s, p);
-            if (!score_block(codes, s->panels + p * s->units * COLUMNS * 4, s->starts + p * COLUMNS, s->units,
-                             columns, thresholds + block * BLOCK, caps + block * BLOCK, out, hits))
+            if (!score_block(s->codes + i * s->units * 4, s->panels + p * s->units * COLUMNS * 4,
+                             s->starts + p * COLUMNS, s->units, columns, thresholds + i, caps + i, out, hits))
                 continue;
             for (int c = 0; c < columns; c++)
-                for (uint32_t left = hits[c]; left; left &= left - 1, ++*n_evaluated) {
-                    int64_t row = block * BLOCK + __builtin_ctz(left);
-                    if (row < last_row) add_pending(&w, row, p * COLUMNS + c);
+                for (uint32_t left = hits[c]; left; left &= left - 1) {
+                    int64_t row = i + __builtin_ctz(left);
+                    if (row < last) add_pending(w, row, p * COLUMNS + c);
                 }
         }
+    evaluate_pending(w);
+}
+
+int64_t CLOSER_CANDIDATES(const skivfpq_scan *s, const int32_t *thresholds, const int32_t *caps,
+                          const double *closest, const double *weights, int64_t n_rows, int64_t part_rows,
+                          int64_t first_part, int64_t last_part, int32_t *rows, double *sq_distances,
+                          int64_t *n_closer, double *gains) {
+    closer_search w = {.s = s, .closest = closest, .weights = weights, .capacity = n_rows};
+    for (int64_t part = first_part; part < last_part; part++) {
+        int64_t first = part * part_rows, last = first + part_rows < n_rows ? first + part_rows : n_rows;
+        w.rows = rows + first, w.sq_distances = sq_distances + first;
+        w.gains = gains + part * s->n_columns, w.n_closer = n_closer + part * s->n_columns;
+        for (int64_t c = 0; c < s->n_columns; c++) w.n_closer[c] = 0, w.gains[c] = 0;
+        search_closer(&w, thresholds, caps, first, last);
     }
-    evaluate_pending(&w);
-    free(w.v);
-    return 0;
+    return w.n_evaluated;
 }

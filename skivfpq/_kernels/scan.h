@@ -10,6 +10,8 @@
 #define PACK_ROWS LEVELLED(pack_rows, LEVEL)
 #define PACK_COLUMNS LEVELLED(pack_columns, LEVEL)
 #define CERTIFIED_NEAREST LEVELLED(certified_nearest, LEVEL)
+#define PACK_FINE_ROWS LEVELLED(pack_fine_rows, LEVEL)
+#define PACK_FINE_COLUMNS LEVELLED(pack_fine_columns, LEVEL)
 #define SET_CLOSEST LEVELLED(set_closest, LEVEL)
 #define CLOSER_CANDIDATES LEVELLED(closer_candidates, LEVEL)
 
@@ -21,16 +23,30 @@ typedef struct {
     int wraps;          /* whether scores are known modulo 2^16 only */
 } skivfpq_scan_shape;
 
+/* x - origin = scale q + e, all features. */
+typedef struct {
+    const int8_t *codes;     /* (n, d) */
+    const float *scales;     /* (n,) */
+    const float *errors;     /* (n,) |e| */
+    const int32_t *sq_norms; /* (n,) |q|^2 */
+} skivfpq_fine_rows;
+
+typedef struct {
+    const int16_t *codes;     /* (k, d) */
+    const double *scales;     /* (k,) */
+    const double *errors;     /* (k,) */
+    const double *sq_lengths; /* (k,) scale^2 |q|^2 */
+} skivfpq_fine_columns;
+
 /* Rows against centers. Everything is IN. */
 typedef struct {
     const void *X;             /* (n, d) float32 or float64 */
     int is_f64;
     int64_t n_features;
     const double *centers;     /* (k, d) */
-    const float *origin;       /* (d,) */
-    const float *shifted;      /* (k, d) centers minus origin */
-    double longest;            /* length of the longest of them */
-    const uint8_t *codes;      /* (n_blocks, units, 16, 4) */
+    skivfpq_fine_rows fine_rows;
+    skivfpq_fine_columns fine_columns;
+    const uint8_t *codes;      /* (n_blocks, units, 16, 4), or NULL: every pair is evaluated */
     const int32_t *sq_norms;   /* (n,) of the rows' int8 points */
     const float *errors;       /* (n,) |y - s q|, inf for rows that are not to be scanned */
     double row_scale;
@@ -56,16 +72,22 @@ typedef struct {
     /* rows are left undone, their numbers in unserved, or -1 without memory. */                     \
     int64_t CERTIFIED_NEAREST(const skivfpq_scan *s, int64_t first_row, int64_t last_row,            \
                               int32_t *labels, double *sq_distances, int64_t *unserved);          \
+    void PACK_FINE_ROWS(const void *X, int is_f64, int64_t n, int64_t d, const float *origin,        \
+                        int8_t *codes, float *scales, float *errors, int32_t *sq_norms);             \
+    void PACK_FINE_COLUMNS(const double *centers, int64_t k, int64_t d, const float *origin,         \
+                           int32_t limit, int16_t *codes, double *scales, double *errors,            \
+                           double *sq_lengths);                                                      \
     /* closest[rows[i]] = sq_distances[i], and the thresholds (n,) that follow. */                   \
     void SET_CLOSEST(const skivfpq_scan *s, const int32_t *rows, int64_t n,                          \
                      const double *sq_distances, double *closest, int32_t *thresholds, int32_t *caps); \
-    /* For each center the rows that are closer to it than closest (n,) and their squared */         \
-    /* distances, both OUT (k, capacity), n_closer of them; gains: the weighted sum of what they */  \
-    /* win. Without codes every pair is evaluated. Returns 0, or -1 without memory. */               \
-    int CLOSER_CANDIDATES(const skivfpq_scan *s, const int32_t *thresholds, const int32_t *caps,     \
-                          const double *closest, const double *weights, int64_t first_row,           \
-                          int64_t last_row, int32_t *rows, double *sq_distances, int64_t capacity,   \
-                          int64_t *n_closer, double *gains, int64_t *n_evaluated);
+    /* For each center and each part of the rows (part_rows of them, a multiple of 16), those that are */ \
+    /* closer to it than closest (n,), in rows and sq_distances OUT (k, n) from the part's first row */ \
+    /* on, n_closer OUT (n_parts, k) of them, and gains OUT (n_parts, k): the weighted sum of what */ \
+    /* they win. Without codes every pair is evaluated. Returns the number of pairs evaluated. */    \
+    int64_t CLOSER_CANDIDATES(const skivfpq_scan *s, const int32_t *thresholds, const int32_t *caps, \
+                              const double *closest, const double *weights, int64_t n_rows,          \
+                              int64_t part_rows, int64_t first_part, int64_t last_part,              \
+                              int32_t *rows, double *sq_distances, int64_t *n_closer, double *gains);
 #ifdef LEVEL
 DECLARE_SCAN
 #endif

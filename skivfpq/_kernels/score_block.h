@@ -99,10 +99,12 @@ static inline uint32_t miss_bits(__m256i scores, __m256i caps) {
 
 /* Compiled for panels with 2, 4 and 6 columns in use. */
 static inline __attribute__((always_inline)) int score_columns(SCORE_BLOCK_ARGUMENTS) {
+    int64_t block_size = 64 * units;
     EACH_COLUMN(START)
     for (int64_t u = 0; u < units; u++, rows += 64, panel += 24) {
         __m256i row0 = _mm256_loadu_si256((const __m256i *)rows), product0, product1;
         __m256i row1 = _mm256_loadu_si256((const __m256i *)(rows + 32));
+        __builtin_prefetch(rows + block_size); /* the next block */
         EACH_COLUMN(ACCUMULATE)
     }
     const __m256i *thresholds_ = (const __m256i *)thresholds, *caps_ = (const __m256i *)caps;
