@@ -16,10 +16,12 @@ from skivfpq._algorithms import blocks
 LONG = 2.5  # rows longer than this many times the median are left to the lane kernel
 TAIL_COPIES = 4  # the tail's length is spread on so many coordinates, not to stretch the scale
 HEAD_ENERGY = 0.84  # share of the variance that the principal axes of a head hold
-SCAN_ROWS = 1024  # of a task
+SCAN_ROWS = 4096  # of a task
+WIDEST = 16384  # features; beyond, the lane kernel
 SAMPLE = 8192  # rows whose mean and axes stand for all rows'
 GUESS_STRIDE = 16  # rows without a label start from the nearest of every so many centers
 EPS32 = 2.0**-24
+MARGIN = 0.012  # of the typical distance to the nearest center
 
 
 class Embedding:
@@ -36,7 +38,7 @@ class Embedding:
         self.axes = axes
         self.tail_origin = tail_origin
         if axes is not None:
-            self.axes32 = axes.astype(np.float32)
+            self.axes32 = np.ascontiguousarray(axes, dtype=np.float32)
 
     @property
     def width(self):
@@ -52,7 +54,7 @@ class Embedding:
             return shifted, lengths * np.float32(4 * EPS32)
         n_features, n_axes = self.axes.shape
         Y = np.empty((len(X), self.width), dtype=np.float32)
-        np.matmul(shifted, self.axes32, out=Y[:, :n_axes])
+        _kernels.native.project(shifted, self.axes32, Y[:, :n_axes])
         head = np.einsum("ij,ij->i", Y[:, :n_axes], Y[:, :n_axes])
         tails = np.sqrt(np.maximum(lengths * lengths - head, 0))  # (n_samples,)
         Y[:, n_axes:] = ((tails - self.tail_origin) / np.sqrt(TAIL_COPIES))[:, None]
@@ -69,7 +71,7 @@ class Plane:
 
     embedding: Embedding
     scale: float
-    codes: np.ndarray  # (n_blocks, units, 16, 4) uint8
+    codes: np.ndarray  # (n_samples, units, 1, 4) or (n_blocks, units, 16, 4) uint8
     sq_norms: np.ndarray  # (n_samples,) int32, of the int8 points
     errors: np.ndarray  # (n_samples,) float32, |y - scale q|; inf for rows that are not to be scanned
     typical: float  # 99 % of the points are no longer
@@ -88,6 +90,7 @@ class Panels:
     error: float
     ids: np.ndarray  # (n_columns + n_far,) int32, which centers
     far_lengths: np.ndarray  # (n_far,) of the centers too long for the panels
+    drifts: np.ndarray | None = None  # (n_columns,) how far each center has moved, falling
 
 
 class NearestCenters:
@@ -100,29 +103,49 @@ class NearestCenters:
         self.X, self.n_threads = X, n_threads
         self.scans = pays(X, n_clusters)
         self.has_head = self.scans and head_pays(X, n_clusters)
-        self.plane = None
+        self.plane = self.centers = None
         self.is_head = False
 
     def __call__(self, centers, labels, sq_distances):
         """Write the labels (n_samples,) int32 and squared distances (n_samples,) of all rows."""
-        plane = self._plane(labels[0] >= 0) if self.scans else None
-        panels = None if plane is None else pack_centers(centers, plane)
+        centers = np.ascontiguousarray(centers, dtype=np.float64)
+        labelled = labels[0] >= 0
+        plane = self._plane(labelled) if self.scans else None
+        drifts = self._drifts(centers, labelled)
+        panels = None if plane is None else pack_centers(centers, plane, drifts)
+        self.centers = None if panels is None else centers
         if panels is None:
             blocks.nearest_centers(self.X, centers, self.n_threads, labels, sq_distances)
             return
-        if labels[0] < 0:  # any center will do, a near one saves time
+        if not labelled:  # any center will do, a near one saves time
             some = slice(None, None, GUESS_STRIDE)
             blocks.nearest_centers(self.X, centers[some], self.n_threads, labels, sq_distances)
             labels *= GUESS_STRIDE
+        margin = self._margin(drifts, float(np.sqrt(sq_distances.mean()))) if labelled else 0.0
 
         def assign(rows):
             left = _kernels.native.certified_nearest(
-                self.X, plane, panels, rows.start, rows.stop, labels, sq_distances
+                self.X, plane, panels, rows.start, rows.stop, margin, labels, sq_distances, self.lower
             )
             if len(left):
                 labels[left], sq_distances[left] = blocks.nearest_centers(self.X[left], centers)
 
         blocks.run_tasks(assign, len(self.X), len(self.X) // SCAN_ROWS, self.n_threads)
+
+    def _drifts(self, centers, labelled):
+        """How far each center has moved since the labels were found, (n_clusters,), at most."""
+        if not labelled or self.centers is None or len(self.centers) != len(centers):
+            self.lower = np.zeros(self.X.shape[0])
+            return np.full(len(centers), np.inf)
+        return np.sqrt(np.square(centers - self.centers).sum(axis=1)) * (1 + 1e-9)
+
+    def _margin(self, drifts, typical):
+        """How much beyond the nearest center others are worth finding, so that later steps may skip them.
+
+        Pays as soon as many centers move less than what it costs little to look around.
+        """
+        margin = MARGIN * typical
+        return margin if np.quantile(drifts, 0.3) <= margin else 0.0
 
     def _plane(self, labelled):
         """The plane to scan: all features at first, the head once centers are means, whose tails are short."""
@@ -149,7 +172,7 @@ def nearest_centers(X, centers, n_threads=1):
 
 def pays(X, n_clusters):
     """Whether the scan can be faster than the lane kernel."""
-    return blocks.runs_native(X) and X.shape[0] >= 1024 and n_clusters >= 128 and X.shape[1] >= 32
+    return blocks.runs_native(X) and X.shape[0] >= 1024 and n_clusters >= 128 and 32 <= X.shape[1] <= WIDEST
 
 
 def head_pays(X, n_clusters):
@@ -168,7 +191,7 @@ def head_embedding(X, energy):
     shifted = (rows - origin).astype(np.float32)
     variances, axes = np.linalg.eigh((shifted.T @ shifted).astype(np.float64))
     shares = np.cumsum(variances[::-1]) / variances.sum()
-    n_axes = -(-int(np.searchsorted(shares, energy) + TAIL_COPIES) // 4) * 4 - TAIL_COPIES
+    n_axes = -(-int(np.searchsorted(shares, energy) + 1) // 16) * 16
     if n_axes > 0.6 * X.shape[1]:
         return None
     turn, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((n_axes, n_axes)))
@@ -182,7 +205,7 @@ def all_features(X):
     return Embedding(X[:: max(1, len(X) // SAMPLE)].mean(axis=0, dtype=np.float64))
 
 
-def pack_plane(X, embedding, n_threads=1, fine=None):
+def pack_plane(X, embedding, n_threads=1, fine=None, lanes=1):
     """The plane of the rows of X; None for values that float32 squares cannot hold."""
     _, _, multiple, wraps = _kernels.native.scan_shape()
     units = -(-embedding.width // (4 * multiple)) * multiple
@@ -199,7 +222,7 @@ def pack_plane(X, embedding, n_threads=1, fine=None):
     plane = Plane(
         embedding,
         scale,
-        _aligned((-(-n_samples // 16), units, 16, 4)),
+        _aligned((-(-n_samples // lanes), units, lanes, 4)),
         np.empty(n_samples, dtype=np.int32),
         np.empty(n_samples, dtype=np.float32),
         typical,
@@ -210,11 +233,10 @@ def pack_plane(X, embedding, n_threads=1, fine=None):
         for start in range(rows.start, rows.stop, 1024):
             part = slice(start, min(start + 1024, rows.stop))
             Y, bounds = embedding(X[part])
-            codes = plane.codes[part.start // 16 : -(-part.stop // 16)]
+            codes = plane.codes[part.start // lanes : -(-part.stop // lanes)]
             _kernels.native.pack_rows(Y, scale, bounds, codes, plane.sq_norms[part], plane.errors[part])
 
-    # Matrix products bring threads of their own.
-    blocks.map_rows(pack, n_samples, n_threads if embedding.axes is None else 1)
+    blocks.map_rows(pack, n_samples, n_threads)
     return plane
 
 
@@ -267,7 +289,7 @@ def pack_candidates(rows, plane, candidate_scale=None):
     return _pack(panels, plane, Y, bounds, candidate_scale.scale, np.arange(len(rows)), np.empty(0))
 
 
-def _pack(panels, plane, Y, bounds, scale, ids, far_lengths):
+def _pack(panels, plane, Y, bounds, scale, ids, far_lengths, drifts=None):
     """Fill the panels: int8 points Y of some centers, fine points of all."""
     columns = _kernels.native.scan_shape()[0]
     units = plane.codes.shape[1]
@@ -275,6 +297,7 @@ def _pack(panels, plane, Y, bounds, scale, ids, far_lengths):
     panels.packed = np.zeros((n_panels, 4 * units * columns), dtype=np.int8)
     panels.starts = np.zeros(n_panels * columns, dtype=np.int32)
     panels.scale, panels.ids, panels.far_lengths = scale, ids.astype(np.int32), far_lengths
+    panels.drifts = drifts
     panels.error = _kernels.native.pack_columns(Y, scale, bounds, plane.scale, panels.packed, panels.starts)
     k = len(panels.centers)
     panels.fine = np.empty(panels.centers.shape, dtype=np.int16), np.empty(k), np.empty(k), np.empty(k)
@@ -282,13 +305,13 @@ def _pack(panels, plane, Y, bounds, scale, ids, far_lengths):
     return panels
 
 
-def pack_centers(centers, plane):
+def pack_centers(centers, plane, drifts):
     """Panels of the centers for the scan of a plane; None where int8 points cannot serve."""
     _, largest_column, _, wraps = _kernels.native.scan_shape()
-    centers = np.ascontiguousarray(centers, dtype=np.float64)
     Y, bounds = plane.embedding(centers)
     largest = np.abs(Y).max(axis=1)
     near = np.flatnonzero(largest <= 2 * LONG * np.median(largest))
+    near = near[np.argsort(-drifts[near], kind="stable")]
     far = np.flatnonzero(largest > 2 * LONG * np.median(largest))
     lengths = np.sqrt(np.einsum("ij,ij->i", Y, Y, dtype=np.float64))
     scale = max(float(largest[near].max(initial=0)) / largest_column, plane.scale / 64)
@@ -306,4 +329,5 @@ def pack_centers(centers, plane):
         scale,
         np.concatenate([near, far]),
         (lengths[far] - bounds[far]) * (1 - 1e-6),
+        drifts[near],
     )

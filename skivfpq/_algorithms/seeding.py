@@ -5,7 +5,7 @@ from scipy import sparse
 
 from skivfpq import _kernels
 from skivfpq._algorithms.blocks import map_rows, run_tasks, runs_native
-from skivfpq._algorithms.planes import CandidateScale, all_features, pack_candidates, pack_plane
+from skivfpq._algorithms.planes import WIDEST, CandidateScale, all_features, pack_candidates, pack_plane
 from skivfpq._kernels import pair_sq_distances, row_hashes
 
 # Potentials that agree this well differ by the order of their additions only.
@@ -183,8 +183,8 @@ class CertifiedSeeding:
         self.labels = np.full(n_samples, -1, dtype=np.int32)
         self.n_centers = 0
         self.plane = self.candidate_scale = None
-        if n_samples >= 1024 and X.shape[1] >= 32:
-            self.plane = pack_plane(X, all_features(X), n_threads)
+        if n_samples >= 1024 and 32 <= X.shape[1] <= WIDEST:
+            self.plane = pack_plane(X, all_features(X), n_threads, lanes=16)
         if self.plane is not None:
             self.candidate_scale = CandidateScale.of(X, self.plane)
         size = -(-n_samples // 16) * 16

@@ -125,6 +125,6 @@ ADC_SCAN(adc_scan_u16, uint16_t)
 #define TABLE_(level) skivfpq_kernels_##level
 #define TABLE(level) TABLE_(level)
 const skivfpq_kernels TABLE(LEVEL) = {nearest_centers_f32, nearest_centers_f64, adc_scan_u8, adc_scan_u16,
-                                      cluster_sums_f32, cluster_sums_f64, row_hashes_f32, row_hashes_f64,
+                                      cluster_sums_f32, cluster_sums_f64, row_hashes_f32, row_hashes_f64, PROJECT,
                                       &SCAN_SHAPE, PACK_ROWS, PACK_COLUMNS, CERTIFIED_NEAREST,
                                       PACK_FINE_ROWS, PACK_FINE_COLUMNS, SET_CLOSEST, CLOSER_CANDIDATES};

@@ -34,12 +34,16 @@ typedef struct {
     /* out[i] = sum over j of mix(X[i, j]) * factors[j], modulo 2^64. */
     void (*row_hashes_f32)(const float *X, int64_t n, int64_t d, const uint64_t *factors, uint64_t *out);
     void (*row_hashes_f64)(const double *X, int64_t n, int64_t d, const uint64_t *factors, uint64_t *out);
+    /* out = V axes. */
+    void (*project)(const float *V, int64_t n, int64_t d, const float *axes, int64_t n_axes, float *out, int64_t stride);
     /* The certified scan, described in scan.h. */
     const skivfpq_scan_shape *scan_shape;
-    void (*pack_rows)(const float *, int64_t, int64_t, double, const float *, int64_t, uint8_t *, int32_t *, float *);
+    void (*pack_rows)(const float *, int64_t, int64_t, double, const float *, int64_t, int64_t, uint8_t *, int32_t *,
+                      float *);
     double (*pack_columns)(const float *, int64_t, int64_t, double, const float *, double, int64_t, int8_t *,
                            int32_t *);
-    int64_t (*certified_nearest)(const skivfpq_scan *, int64_t, int64_t, int32_t *, double *, int64_t *);
+    int64_t (*certified_nearest)(const skivfpq_scan *, int64_t, int64_t, double, int32_t *, double *, double *,
+                                 int64_t *);
     void (*pack_fine_rows)(const void *, int, int64_t, int64_t, const float *, int8_t *, float *, float *, int32_t *);
     void (*pack_fine_columns)(const double *, int64_t, int64_t, const float *, int32_t, int16_t *, double *, double *,
                               double *);

@@ -5,6 +5,7 @@
 #include <float.h>
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 /* TILE_VECTORS x TILE_CENTERS accumulators, the rows' vectors and one broadcast center fill the
  * registers: 12 + 2 + 1 of 16, and 24 + 3 + 1 of 32 with AVX-512. */
@@ -46,3 +47,35 @@
 #define UNDERFLOW 0x1p-900
 #define OVERFLOW 0x1p500
 #include "lanes.inc"
+
+/* out = V axes, four rows and 16 axes at a time. */
+#define PROJECTED_ROWS 4
+#define PROJECTED_AXES 16
+typedef float axes8 __attribute__((vector_size(32), aligned(4)));
+
+void PROJECT(const float *V, int64_t n, int64_t d, const float *axes, int64_t n_axes, float *out, int64_t stride) {
+    for (int64_t i = 0; i < n; i += PROJECTED_ROWS) {
+        const float *rows[PROJECTED_ROWS];
+        int n_rows = n - i < PROJECTED_ROWS ? (int)(n - i) : PROJECTED_ROWS;
+        for (int r = 0; r < PROJECTED_ROWS; r++) rows[r] = V + (i + (r < n_rows ? r : 0)) * d;
+        int64_t h = 0;
+        for (; h + PROJECTED_AXES <= n_axes; h += PROJECTED_AXES) {
+            axes8 low0 = {0}, high0 = {0}, low1 = {0}, high1 = {0}, low2 = {0}, high2 = {0}, low3 = {0}, high3 = {0};
+            for (int64_t j = 0; j < d; j++) {
+                axes8 low = *(const axes8 *)(axes + j * n_axes + h), high = *(const axes8 *)(axes + j * n_axes + h + 8);
+                low0 += rows[0][j] * low, high0 += rows[0][j] * high;
+                low1 += rows[1][j] * low, high1 += rows[1][j] * high;
+                low2 += rows[2][j] * low, high2 += rows[2][j] * high;
+                low3 += rows[3][j] * low, high3 += rows[3][j] * high;
+            }
+            axes8 sums[PROJECTED_ROWS][2] = {{low0, high0}, {low1, high1}, {low2, high2}, {low3, high3}};
+            for (int r = 0; r < n_rows; r++) memcpy(out + (i + r) * stride + h, sums[r], sizeof sums[r]);
+        }
+        for (; h < n_axes; h++)
+            for (int r = 0; r < n_rows; r++) {
+                float sum = 0;
+                for (int64_t j = 0; j < d; j++) sum += rows[r][j] * axes[j * n_axes + h];
+                out[(i + r) * stride + h] = sum;
+            }
+    }
+}

@@ -19,4 +19,12 @@
 DECLARE_SCORE(f32);
 DECLARE_SCORE(f64);
 
+/* Rows on axes. */
+#define PROJECT_(level) skivfpq_project_##level
+#define PROJECT_OF(level) PROJECT_(level)
+#define PROJECT PROJECT_OF(LEVEL)
+void PROJECT(const float *V, int64_t n, int64_t d,      /* IN (n, d) */
+             const float *axes, int64_t n_axes,         /* IN (d, n_axes) */
+             float *out, int64_t stride);               /* OUT (n, n_axes), stride floats from row to row */
+
 #endif

@@ -40,6 +40,7 @@ cdef extern from "scan.h":
         const int32_t *starts
         double column_scale
         double column_error
+        const double *drifts
         const int32_t *ids
         int64_t n_columns
         const double *far_lengths
@@ -61,13 +62,14 @@ cdef extern from "kernels.h":
                                  const int64_t *, int64_t, double *, double *) noexcept nogil
         void (*row_hashes_f32)(const float *, int64_t, int64_t, const uint64_t *, uint64_t *) noexcept nogil
         void (*row_hashes_f64)(const double *, int64_t, int64_t, const uint64_t *, uint64_t *) noexcept nogil
+        void (*project)(const float *, int64_t, int64_t, const float *, int64_t, float *, int64_t) noexcept nogil
         const skivfpq_scan_shape *scan_shape
-        void (*pack_rows)(const float *, int64_t, int64_t, double, const float *, int64_t, uint8_t *,
-                          int32_t *, float *) noexcept nogil
+        void (*pack_rows)(const float *, int64_t, int64_t, double, const float *, int64_t, int64_t,
+                          uint8_t *, int32_t *, float *) noexcept nogil
         double (*pack_columns)(const float *, int64_t, int64_t, double, const float *, double, int64_t,
                                int8_t *, int32_t *) noexcept nogil
-        int64_t (*certified_nearest)(const skivfpq_scan *, int64_t, int64_t, int32_t *, double *,
-                                     int64_t *) noexcept nogil
+        int64_t (*certified_nearest)(const skivfpq_scan *, int64_t, int64_t, double, int32_t *, double *,
+                                     double *, int64_t *) noexcept nogil
         void (*pack_fine_rows)(const void *, int, int64_t, int64_t, const float *, int8_t *, float *, float *,
                                int32_t *) noexcept nogil
         void (*pack_fine_columns)(const double *, int64_t, int64_t, const float *, int32_t, int16_t *,
@@ -195,6 +197,22 @@ def adc_scan(
                                  queries.shape[0], &codes[0, 0], codes.shape[0], &out[0, 0])
 
 
+def project(
+    const float[:, ::1] V,          # IN (n_rows, n_features)
+    const float[:, ::1] axes,       # IN (n_features, n_axes)
+    float[:, :] out,                # OUT (n_rows, n_axes), rows may be apart
+):
+    """out = V axes in float32."""
+    if (axes.shape[0] != V.shape[1] or out.shape[0] != V.shape[0] or out.shape[1] != axes.shape[1]
+            or out.strides[1] != 4):
+        raise ValueError("project: shapes of V, axes and out do not fit together.")
+    if V.shape[0] == 0 or axes.shape[1] == 0:
+        return
+    with nogil:
+        kernels.project(&V[0, 0], V.shape[0], V.shape[1], &axes[0, 0], axes.shape[1], &out[0, 0],
+                        out.strides[0] // 4)
+
+
 def scan_shape():
     """What the instruction set asks of packed arrays: columns of a panel, bound of the int8 columns,
     units come in multiples of, whether scores are known modulo 2^16 only."""
@@ -206,19 +224,19 @@ def pack_rows(
     const float[:, ::1] Y,          # IN (n_rows, width)
     double scale,
     const float[::1] bounds,        # IN (n_rows,) of |Y - y|
-    uint8_t[:, :, :, ::1] codes,    # OUT (n_blocks, units, 16, 4)
+    uint8_t[:, :, :, ::1] codes,    # OUT (n_blocks, units, lanes, 4)
     int32_t[::1] sq_norms,          # OUT (n_rows,)
     float[::1] errors,              # OUT (n_rows,)
 ):
-    """int8 points of rows, in blocks of 16."""
+    """int8 points of rows, in blocks of so many lanes."""
     cdef int64_t n = Y.shape[0]
-    if (codes.shape[0] * 16 < n or codes.shape[2] != 16 or codes.shape[3] != 4 or 4 * codes.shape[1] < Y.shape[1]
+    if (codes.shape[0] * codes.shape[2] < n or codes.shape[3] != 4 or 4 * codes.shape[1] < Y.shape[1]
             or bounds.shape[0] != n or sq_norms.shape[0] != n or errors.shape[0] != n):
         raise ValueError("pack_rows: shapes of Y, bounds, codes, sq_norms and errors do not fit together.")
     if n == 0:
         return
     with nogil:
-        kernels.pack_rows(&Y[0, 0], n, Y.shape[1], scale, &bounds[0], codes.shape[1], &codes[0, 0, 0, 0],
+        kernels.pack_rows(&Y[0, 0], n, Y.shape[1], scale, &bounds[0], codes.shape[1], codes.shape[2], &codes[0, 0, 0, 0],
                           &sq_norms[0], &errors[0])
 
 
@@ -294,7 +312,7 @@ cdef skivfpq_scan scan_of(const floating[:, ::1] X, plane, panels) except *:
     cdef const float[::1] errors, fine_scales, fine_errors
     cdef const int8_t[:, ::1] packed, fine_rows
     cdef const int16_t[:, ::1] fine_columns
-    cdef const double[::1] far_lengths, column_scales, column_errors, column_sq_lengths
+    cdef const double[::1] far_lengths, drifts, column_scales, column_errors, column_sq_lengths
     if centers.shape[1] != X.shape[1]:
         raise ValueError("scan: shapes of X and centers do not fit together.")
     scan.X, scan.is_f64, scan.n_features = <const void *>&X[0, 0], floating is double, X.shape[1]
@@ -307,7 +325,7 @@ cdef skivfpq_scan scan_of(const floating[:, ::1] X, plane, panels) except *:
     fine_columns, column_scales, column_errors, column_sq_lengths = panels.fine
     codes, sq_norms, errors = plane.codes, plane.sq_norms, plane.errors
     packed, starts, ids, far_lengths = panels.packed, panels.starts, panels.ids, panels.far_lengths
-    if (codes.shape[0] * 16 < X.shape[0] or errors.shape[0] != X.shape[0] or sq_norms.shape[0] != X.shape[0]
+    if (codes.shape[0] * codes.shape[2] < X.shape[0] or errors.shape[0] != X.shape[0] or sq_norms.shape[0] != X.shape[0]
             or fine_rows.shape[0] != X.shape[0] or fine_rows.shape[1] != X.shape[1]
             or fine_columns.shape[0] != centers.shape[0] or fine_columns.shape[1] != X.shape[1]
             or packed.shape[1] != codes.shape[1] * 4 * kernels.scan_shape.columns
@@ -326,33 +344,41 @@ cdef skivfpq_scan scan_of(const floating[:, ::1] X, plane, panels) except *:
     scan.starts = &starts[0] if scan.n_columns else NULL
     scan.column_scale, scan.column_error = panels.scale, panels.error
     scan.ids = &ids[0]
+    scan.drifts = NULL
+    if panels.drifts is not None:
+        drifts = panels.drifts
+        if drifts.shape[0] != scan.n_columns:
+            raise ValueError("scan: one drift for each column is needed.")
+        scan.drifts = &drifts[0]
     scan.far_lengths = &far_lengths[0] if scan.n_far else NULL
     return scan
 
 
 def certified_nearest(
     const floating[:, ::1] X,         # IN (n_samples, n_features)
-    plane,                            # IN planes.Plane of all rows
-    panels,                           # IN planes.Panels of the centers
-    int64_t first_row,                # a multiple of 16
+    plane,                            # IN planes.Plane of all rows, one lane
+    panels,                           # IN planes.Panels of the centers, with drifts
+    int64_t first_row,
     int64_t last_row,
+    double margin,                    # IN other centers within the nearest's distance plus this are found
     int32_t[::1] labels,              # INOUT (n_samples,) any center of each row, then its nearest
     double[::1] sq_distances,         # OUT (n_samples,)
+    double[::1] lower,                # INOUT (n_samples,) no other center is nearer than this
 ):
     """Nearest center of the rows first_row to last_row, lowest index on ties; returns the rows left undone."""
+    if not 0 <= first_row < last_row <= X.shape[0]:
+        raise ValueError("certified_nearest: rows must lie in X.")
+    if labels.shape[0] != X.shape[0] or sq_distances.shape[0] != X.shape[0] or lower.shape[0] != X.shape[0]:
+        raise ValueError("certified_nearest: shapes of X, labels, sq_distances and lower do not fit together.")
     unserved = np.empty(last_row - first_row, dtype=np.int64)
     cdef int64_t[::1] left = unserved
     cdef int64_t n_left
-    cdef skivfpq_scan scan
-    if not 0 <= first_row <= last_row <= X.shape[0] or first_row % 16:
-        raise ValueError("certified_nearest: rows must start at a multiple of 16 and lie in X.")
-    if labels.shape[0] != X.shape[0] or sq_distances.shape[0] != X.shape[0]:
-        raise ValueError("certified_nearest: shapes of X, labels and sq_distances do not fit together.")
-    if first_row == last_row:
-        return unserved
-    scan = scan_of(X, plane, panels)
+    cdef skivfpq_scan scan = scan_of(X, plane, panels)
+    if plane.codes.shape[2] != 1 or scan.drifts == NULL:
+        raise ValueError("certified_nearest: the plane must have one lane, the panels drifts.")
     with nogil:
-        n_left = kernels.certified_nearest(&scan, first_row, last_row, &labels[0], &sq_distances[0], &left[0])
+        n_left = kernels.certified_nearest(&scan, first_row, last_row, margin, &labels[0], &sq_distances[0],
+                                           &lower[0], &left[0])
     if n_left < 0:
         raise MemoryError("certified_nearest: no memory for its scratch arrays.")
     return unserved[:n_left]
@@ -381,6 +407,7 @@ def closer_candidates(
     if not 0 <= first_part < last_part or part_rows % 16 or (last_part - 1) * part_rows >= n:
         raise ValueError("closer_candidates: parts must have a multiple of 16 rows and lie in X.")
     if (closest.shape[0] != n or weights.shape[0] != n or scan.n_far
+            or (plane is not None and plane.codes.shape[2] != 16)
             or (plane is not None and (thresholds.shape[0] < n or thresholds.shape[0] % 16
                                        or caps.shape[0] != thresholds.shape[0]))
             or rows.shape[0] < scan.n_columns or rows.shape[1] != n

@@ -26,47 +26,76 @@
 
 const skivfpq_scan_shape SCAN_SHAPE = {COLUMNS, LARGEST_COLUMN, UNITS_MULTIPLE, WRAPS};
 
-void PACK_ROWS(const float *Y, int64_t n, int64_t width, double scale, const float *bounds, /* IN (n, width), (n,) */
-               int64_t units, uint8_t *codes, int32_t *sq_norms, float *errors) {
+/* levels = v / step rounded, what they leave, and their squared length; 8 lanes at a time. */
+typedef float lanes8 __attribute__((vector_size(32), aligned(4)));
+typedef int32_t ints8 __attribute__((vector_size(32), aligned(4)));
+#define TO_INTEGER 12582912.0f /* 1.5 * 2^23: adding and subtracting it rounds to an integer */
+
+typedef struct {
+    float sq_error, largest; /* largest: of the levels */
+    int32_t sq_norm, sum;
+} quantized;
+
+static quantized quantize(const float *v, int64_t n, float step, int8_t *levels) {
+    quantized result = {0, 0, 0, 0};
+    lanes8 sq_error = {0}, largest = {0};
+    ints8 sq_norm = {0}, sum = {0};
+    float inverse = step > 0 ? 1 / step : 0;
+    int64_t j = 0;
+    for (; j + 8 <= n; j += 8) {
+        lanes8 value = *(const lanes8 *)(v + j), level = value * inverse + TO_INTEGER - TO_INTEGER;
+        lanes8 rest = value - level * step, size = level * level;
+        ints8 q = __builtin_convertvector(level, ints8), larger = size > largest;
+        sq_error += rest * rest;
+        largest = (lanes8)((larger & (ints8)size) | (~larger & (ints8)largest));
+        sq_norm += q * q, sum += q;
+        for (int l = 0; l < 8; l++) levels[j + l] = (int8_t)q[l];
+    }
+    for (int l = 0; l < 8; l++) {
+        result.sq_error += sq_error[l], result.sq_norm += sq_norm[l], result.sum += sum[l];
+        result.largest = fmaxf(result.largest, sqrtf(largest[l]));
+    }
+    for (; j < n; j++) {
+        float level = v[j] * inverse + TO_INTEGER - TO_INTEGER, rest = v[j] - level * step;
+        int32_t q = fabsf(level) < 1e6f ? (int32_t)level : 0;
+        result.sq_error += rest * rest, result.sq_norm += q * q, result.sum += q;
+        result.largest = fmaxf(result.largest, fabsf(level));
+        levels[j] = (int8_t)q;
+    }
+    return result;
+}
+
+/* |v - step levels|, at most: float sums of squares and the step's own rounding are right to 1e-5. */
+static double rounding_error(quantized q, float step) {
+    return sqrt((double)q.sq_error) * 1.0001 + 1e-6 * (double)step * sqrt((double)q.sq_norm);
+}
+
+void PACK_ROWS(const float *Y, int64_t n, int64_t width, double scale, const float *bounds, int64_t units,
+               int64_t lanes, uint8_t *codes, int32_t *sq_norms, float *errors) {
+    int8_t levels[width + 4]; /* the last unit is padded */
     for (int64_t i = 0; i < n; i++) {
-        uint8_t *code = codes + i / BLOCK * units * 64 + i % BLOCK * 4;
-        const float *y = Y + i * width;
-        float inverse = (float)(1 / scale), step = (float)scale, sq_error = 0;
-        int32_t sq_norm = 0, clipped = 0;
-        for (int64_t j = 0; j < 4 * units; j++) {
-            float value = j < width ? y[j] : 0;
-            float q = rintf(value * inverse);
-            clipped |= !(fabsf(q) <= 127);
-            int32_t level = clipped ? 0 : (int32_t)q;
-            float rest = value - step * (float)level;
-            sq_error += rest * rest;
-            sq_norm += level * level;
-            code[j / 4 * 64 + j % 4] = (uint8_t)(level + 128);
-        }
-        sq_norms[i] = sq_norm;
-        /* Float sums of squares and the step's own rounding: 1e-4 and 1e-6 relative are ample. */
-        errors[i] = clipped ? INFINITY
-                            : sqrtf(sq_error) * 1.0001f + 1e-6f * step * sqrtf((float)sq_norm) + bounds[i];
+        uint8_t *code = codes + i / lanes * units * lanes * 4 + i % lanes * 4;
+        quantized q = quantize(Y + i * width, width, (float)scale, levels);
+        int fits = q.largest <= 127;
+        for (int l = 0; l < 4; l++) levels[width + l] = 0;
+        for (int64_t u = 0; u < units; u++)
+            for (int l = 0; l < 4; l++)
+                code[u * lanes * 4 + l] = (uint8_t)((fits && 4 * u + l < width ? levels[4 * u + l] : 0) + 128);
+        sq_norms[i] = fits ? q.sq_norm : 0;
+        errors[i] = fits ? (float)(rounding_error(q, (float)scale) * (1 + 1e-6)) + bounds[i] : INFINITY;
     }
 }
 
 double PACK_COLUMNS(const float *Y, int64_t k, int64_t width, double scale, const float *bounds, double row_scale,
                     int64_t units, int8_t *panels, int32_t *starts) {
+    int8_t levels[width];
     double error = 0;
     for (int64_t i = 0; i < k; i++) {
         int8_t *panel = panels + i / COLUMNS * units * COLUMNS * 4;
-        float inverse = (float)(1 / scale), step = (float)scale, sq_error = 0;
-        int64_t sq_norm = 0, sum = 0;
-        for (int64_t j = 0; j < 4 * units; j++) {
-            float value = j < width ? Y[i * width + j] : 0;
-            int32_t level = (int32_t)rintf(value * inverse);
-            float rest = value - step * (float)level;
-            sq_error += rest * rest;
-            sq_norm += (int64_t)level * level, sum += level;
-            panel[PANEL_OFFSET(i % COLUMNS, j)] = (int8_t)level;
-        }
-        starts[i] = (int32_t)(-128 * sum - (int64_t)floor(scale * (double)sq_norm / (2 * row_scale)));
-        error = fmax(error, sqrt(sq_error) * 1.0001 + 1e-6 * step * sqrt((double)sq_norm) + bounds[i]);
+        quantized q = quantize(Y + i * width, width, (float)scale, levels);
+        for (int64_t j = 0; j < width; j++) panel[PANEL_OFFSET(i % COLUMNS, j)] = levels[j];
+        starts[i] = (int32_t)(-128 * q.sum - (int64_t)floor(scale * q.sq_norm / (2 * row_scale)));
+        error = fmax(error, rounding_error(q, (float)scale) + bounds[i]);
     }
     return error;
 }
@@ -74,26 +103,17 @@ double PACK_COLUMNS(const float *Y, int64_t k, int64_t width, double scale, cons
 /* Fine points of rows: int8 with a scale for each row. */
 void PACK_FINE_ROWS(const void *X, int is_f64, int64_t n, int64_t d, const float *origin,
                     int8_t *codes, float *scales, float *errors, int32_t *sq_norms) {
+    float v[d];
     for (int64_t i = 0; i < n; i++) {
         const float *x32 = (const float *)X + i * d;
         const double *x64 = (const double *)X + i * d;
-        int8_t *code = codes + i * d;
-        double largest = 0, sq_error = 0;
-        int32_t sq_norm = 0;
-        for (int64_t j = 0; j < d; j++)
-            largest = fmax(largest, fabs((is_f64 ? x64[j] : (double)x32[j]) - origin[j]));
-        scales[i] = (float)(largest / 127);
-        double inverse = scales[i] > 0 ? 1 / (double)scales[i] : 0;
-        for (int64_t j = 0; j < d; j++) {
-            double value = (is_f64 ? x64[j] : (double)x32[j]) - origin[j];
-            double level = rint(value * inverse);
-            level = level > 127 ? 127 : level < -127 ? -127 : level;
-            code[j] = (int8_t)level;
-            sq_error += (value - scales[i] * level) * (value - scales[i] * level);
-            sq_norm += (int32_t)level * (int32_t)level;
-        }
-        sq_norms[i] = sq_norm;
-        errors[i] = (float)(sqrt(sq_error) * (1 + 1e-6)) ;
+        float largest = 0;
+        for (int64_t j = 0; j < d; j++) v[j] = is_f64 ? (float)(x64[j] - (double)origin[j]) : x32[j] - origin[j];
+        for (int64_t j = 0; j < d; j++) largest = fabsf(v[j]) > largest ? fabsf(v[j]) : largest;
+        scales[i] = largest / 126.99f;
+        quantized q = quantize(v, d, scales[i], codes + i * d);
+        sq_norms[i] = q.sq_norm;
+        errors[i] = (float)(rounding_error(q, scales[i]) * (1 + 1e-6));
     }
 }
 
@@ -122,16 +142,19 @@ typedef struct {
 
 /* What is known of the 16 rows of a block. */
 typedef struct {
-    int32_t thresholds[BLOCK], caps[BLOCK];
+    int64_t rows[BLOCK];     /* -1: none */
     double distances[BLOCK]; /* exact, squared, to the label so far */
+    double second[BLOCK];    /* no other center that was evaluated is nearer than this */
     int32_t labels[BLOCK], n_survivors[BLOCK];
+    int32_t thresholds[BLOCK], caps[BLOCK];
     survivor survivors[BLOCK][LIST];
+    uint8_t *codes;          /* (units, 16, 4) */
 } block_state;
 
-/* Threshold and cap of a row for centers within sq_distance of it; 0 where they do not fit. */
-static int set_threshold(const skivfpq_scan *s, int64_t row, double sq_distance, int32_t *threshold, int32_t *cap) {
+/* Threshold and cap of a row for centers within a distance of it; 0 where they do not fit. */
+static int set_threshold(const skivfpq_scan *s, int64_t row, double distance, int32_t *threshold, int32_t *cap) {
     double unit = 2 * s->row_scale * s->column_scale;
-    double radius = sqrt(sq_distance) * (1 + ROUNDING) + s->errors[row] + s->column_error;
+    double radius = distance * (1 + ROUNDING) + s->errors[row] + s->column_error;
     double low = floor((s->row_scale * s->row_scale * s->sq_norms[row] - radius * radius) / unit) - 1;
     double high = ceil(radius * radius / unit) + 3;
     if (!(fabs(low) < 1e9 && high < (WRAPS ? 65535.0 : 1e9))) return 0;
@@ -142,6 +165,7 @@ static int set_threshold(const skivfpq_scan *s, int64_t row, double sq_distance,
 /* What the scan of some rows works with. */
 typedef struct {
     const skivfpq_scan *s;
+    double margin;  /* other centers are sought within the best distance plus this */
     int64_t budget; /* evaluations left before the lane kernel is the faster way */
     block_state blocks[SUPERBLOCK];
 } workspace;
@@ -153,26 +177,25 @@ static inline int32_t product(const int8_t *q, const int16_t *p, int64_t d) {
     return sum;
 }
 
-/* Whether a row and a center are farther apart than u for certain: their fine points, less both errors. */
-static inline int is_farther(const skivfpq_scan *s, int64_t row, int64_t label, double u) {
+/* A lower bound of |x - c|: the distance of their fine points, less both errors. */
+static inline double fine_distance(const skivfpq_scan *s, int64_t row, int64_t label) {
     const skivfpq_fine_rows *x = &s->fine_rows;
     const skivfpq_fine_columns *c = &s->fine_columns;
     int32_t dot = product(x->codes + row * s->n_features, c->codes + label * s->n_features, s->n_features);
     double sq_norms = (double)x->scales[row] * x->scales[row] * x->sq_norms[row] + c->sq_lengths[label];
     double sq_gap = sq_norms * (1 - 1e-12) - 2 * (double)x->scales[row] * c->scales[label] * dot;
-    double reach = u * (1 + ROUNDING) + x->errors[row] + c->errors[label];
-    return sq_gap > reach * reach;
+    return (sq_gap > 0 ? sqrt(sq_gap) * (1 - ROUNDING) : 0) - x->errors[row] - c->errors[label];
 }
 
 static inline void prefetch(const void *memory, int64_t size) {
     for (int64_t byte = 0; byte < size; byte += 64) __builtin_prefetch((const char *)memory + byte);
 }
 
-/* Evaluates the survivors of a row, best score first, as long as they can beat the best so far. */
-static void evaluate(workspace *w, block_state *b, int r, int64_t row) {
+/* Evaluates the survivors of a row, best score first, as long as they can matter. */
+static void evaluate(workspace *w, block_state *b, int r) {
     const skivfpq_scan *s = w->s;
     survivor *list = b->survivors[r];
-    int64_t d = s->n_features;
+    int64_t d = s->n_features, row = b->rows[r];
     for (int i = 0; i < b->n_survivors[r] && i < 8; i++)
         prefetch(s->fine_columns.codes + s->ids[list[i].column] * d, d * sizeof(int16_t));
     for (int n = b->n_survivors[r]; n > 0 && w->budget >= 0;) {
@@ -185,36 +208,45 @@ static void evaluate(workspace *w, block_state *b, int r, int64_t row) {
         int64_t label = s->ids[candidate.column];
         if (label == b->labels[r]) continue;
         w->budget--;
-        if (is_farther(s, row, label, sqrt(b->distances[r]))) continue;
-        w->budget -= 2;
-        double exact = sq_distance(s->X, s->is_f64, row, s->centers + label * d, d);
-        if (exact < b->distances[r] || (exact == b->distances[r] && label < b->labels[r])) {
-            b->distances[r] = exact, b->labels[r] = (int32_t)label;
-            set_threshold(s, row, exact, b->thresholds + r, b->caps + r); /* tighter; where it does not fit the old one serves */
+        double u = sqrt(b->distances[r]), distance = fine_distance(s, row, label);
+        if (!(distance > u * (1 + ROUNDING))) {
+            double exact = sq_distance(s->X, s->is_f64, row, s->centers + label * d, d);
+            w->budget -= 2;
+            distance = sqrt(exact) * (1 - ROUNDING);
+            if (exact < b->distances[r] || (exact == b->distances[r] && label < b->labels[r])) {
+                distance = u * (1 - ROUNDING);
+                b->distances[r] = exact, b->labels[r] = (int32_t)label;
+                /* Tighter; where it does not fit the old one serves. */
+                set_threshold(s, row, sqrt(exact) + w->margin, b->thresholds + r, b->caps + r);
+            }
         }
+        b->second[r] = fmin(b->second[r], distance);
     }
     b->n_survivors[r] = 0;
 }
 
-static void add_survivor(workspace *w, block_state *b, int r, int64_t row, int32_t column, int32_t score) {
-    if (b->n_survivors[r] == LIST) evaluate(w, b, r, row);
+static void add_survivor(workspace *w, block_state *b, int r, int32_t column, int32_t score) {
+    if (b->n_survivors[r] == LIST) evaluate(w, b, r);
     b->survivors[r][b->n_survivors[r]++] = (survivor){column, score};
 }
 
-/* The state of a block before the scan; rows that the planes do not serve get the label -1. */
-static void start_block(workspace *w, block_state *b, int64_t block, int64_t last_row, const int32_t *labels) {
+/* Takes up to 16 rows into a block. */
+static void start_block(workspace *w, block_state *b, const int32_t *rows, int64_t n_rows, const int32_t *labels,
+                        const double *sq_distances) {
     const skivfpq_scan *s = w->s;
     for (int r = 0; r < BLOCK; r++) {
-        int64_t row = block * BLOCK + r, d = s->n_features;
-        b->n_survivors[r] = 0, b->labels[r] = -1, b->thresholds[r] = INT32_MAX / 2, b->caps[r] = -1;
-        if (row >= last_row || !(s->errors[row] < INFINITY)) continue;
-        b->distances[r] = sq_distance(s->X, s->is_f64, row, s->centers + labels[row] * d, d);
-        if (!set_threshold(s, row, b->distances[r], b->thresholds + r, b->caps + r)) continue;
-        b->labels[r] = labels[row];
+        const int32_t *code = (const int32_t *)(s->codes + rows[r < n_rows ? r : 0] * s->units * 4);
+        for (int64_t u = 0; u < s->units; u++) ((int32_t *)b->codes)[u * BLOCK + r] = code[u];
+        b->n_survivors[r] = 0, b->thresholds[r] = INT32_MAX / 2, b->caps[r] = -1, b->rows[r] = -1;
+        if (r >= n_rows) continue;
+        int64_t row = b->rows[r] = rows[r];
+        b->distances[r] = sq_distances[row], b->second[r] = INFINITY, b->labels[r] = labels[row];
+        double u = sqrt(b->distances[r]) + w->margin;
+        if (!set_threshold(s, row, u, b->thresholds + r, b->caps + r)) b->labels[r] = -1; /* not served */
         double length = s->row_scale * sqrt(s->sq_norms[row]) + s->errors[row]; /* of y, at most */
-        for (int64_t f = 0; f < s->n_far; f++)
-            if (s->far_lengths[f] - length <= sqrt(b->distances[r]) * (1 + ROUNDING))
-                add_survivor(w, b, r, row, (int32_t)(s->n_columns + f), INT32_MAX);
+        for (int64_t f = 0; f < s->n_far && b->labels[r] >= 0; f++)
+            if (s->far_lengths[f] - length <= u * (1 + ROUNDING))
+                add_survivor(w, b, r, (int32_t)(s->n_columns + f), INT32_MAX);
     }
 }
 
@@ -224,58 +256,116 @@ static inline int columns_of(const skivfpq_scan *s, int64_t panel) {
 }
 
 /* Scores a block against the panels first..last and notes what survives. */
-static void scan_panels(workspace *w, block_state *b, int64_t block, int64_t first, int64_t last) {
+static void scan_panels(workspace *w, block_state *b, int64_t first, int64_t last) {
     const skivfpq_scan *s = w->s;
     int32_t out[COLUMNS][BLOCK] __attribute__((aligned(64)));
     uint32_t hits[COLUMNS];
     for (int64_t p = first; p < last; p++) {
         int columns = columns_of(s, p);
-        if (!score_block(s->codes + block * s->units * 64, s->panels + p * s->units * COLUMNS * 4,
-                         s->starts + p * COLUMNS, s->units, columns, b->thresholds, b->caps, out, hits))
+        if (!score_block(b->codes, s->panels + p * s->units * COLUMNS * 4, s->starts + p * COLUMNS, s->units,
+                         columns, b->thresholds, b->caps, out, hits))
             continue;
         for (int c = 0; c < columns; c++)
             for (uint32_t left = hits[c]; left; left &= left - 1) {
                 int r = __builtin_ctz(left);
-                add_survivor(w, b, r, block * BLOCK + r, (int32_t)(p * COLUMNS + c), out[c][r] + b->thresholds[r]);
+                add_survivor(w, b, r, (int32_t)(p * COLUMNS + c), out[c][r] + b->thresholds[r]);
             }
     }
 }
 
-/* All panels for the blocks start..stop, a chunk of panels at a time; then the survivors. */
-static void scan_superblock(workspace *w, int64_t start, int64_t stop) {
-    const skivfpq_scan *s = w->s;
-    int64_t n_panels = (s->n_columns + COLUMNS - 1) / COLUMNS, chunk = CHUNK_BYTES / (s->units * COLUMNS * 4) + 1;
+/* The first panels for some blocks, a chunk of panels at a time; then the survivors. */
+static void scan_superblock(workspace *w, int n_blocks, int64_t n_panels) {
+    int64_t chunk = CHUNK_BYTES / (w->s->units * COLUMNS * 4) + 1;
     for (int64_t p = 0; p < n_panels; p += chunk)
-        for (int64_t i = start; i < stop && w->budget >= 0; i++)
-            scan_panels(w, w->blocks + i - start, i, p, p + chunk < n_panels ? p + chunk : n_panels);
-    for (int64_t i = start; i < stop && w->budget >= 0; i++)
-        for (int r = 0; r < BLOCK; r++) evaluate(w, w->blocks + i - start, r, i * BLOCK + r);
+        for (int i = 0; i < n_blocks && w->budget >= 0; i++)
+            scan_panels(w, w->blocks + i, p, p + chunk < n_panels ? p + chunk : n_panels);
+    for (int i = 0; i < n_blocks && w->budget >= 0; i++)
+        for (int r = 0; r < BLOCK; r++)
+            if (w->blocks[i].rows[r] >= 0 && w->blocks[i].labels[r] >= 0) evaluate(w, w->blocks + i, r);
 }
 
-int64_t CERTIFIED_NEAREST(const skivfpq_scan *s, int64_t first_row, int64_t last_row, int32_t *labels,
-                          double *sq_distances, int64_t *unserved) {
-    int64_t last_block = (last_row + BLOCK - 1) / BLOCK, n_unserved = 0;
-    int64_t allowed = s->n_columns / 16 * SUPERBLOCK * BLOCK; /* an evaluation costs some ten lane scores */
-    workspace *w = malloc(sizeof(workspace));
-    if (!w) return -1;
-    w->s = s, w->budget = 0;
-    for (int64_t start = first_row / BLOCK; start < last_block; start += SUPERBLOCK) {
-        int64_t stop = start + SUPERBLOCK < last_block ? start + SUPERBLOCK : last_block;
-        w->budget += w->budget < 0 ? 0 : allowed;
-        for (int64_t i = start; i < stop && w->budget >= 0; i++)
-            start_block(w, w->blocks + i - start, i, last_row, labels);
-        scan_superblock(w, start, stop);
-        for (int64_t row = start * BLOCK; row < stop * BLOCK && row < last_row; row++) {
-            block_state *b = w->blocks + row / BLOCK - start;
-            int r = (int)(row % BLOCK);
-            if (w->budget >= 0 && b->labels[r] >= 0)
-                labels[row] = b->labels[r], sq_distances[row] = b->distances[r];
-            else
-                unserved[n_unserved++] = row;
-        }
+/* How many panels hold the centers that may have come within the distance u of a row: all other centers
+ * were at least lower away, and those behind the first j have since moved by drifts[j] at most. */
+static int64_t panels_needed(const skivfpq_scan *s, double u, double lower) {
+    int64_t low = 0, high = s->n_columns; /* the first column whose drift is less than the gap */
+    while (low < high) {
+        int64_t middle = (low + high) / 2;
+        if (s->drifts[middle] < (lower - u) * (1 - ROUNDING) - ROUNDING * u)
+            high = middle;
+        else
+            low = middle + 1;
     }
-    free(w);
+    return (low + COLUMNS - 1) / COLUMNS;
+}
+
+/* Sorts rows by the panels that they need, most first; returns how many need any. */
+static int64_t sort_rows(const skivfpq_scan *s, int64_t first_row, int64_t last_row, int64_t n_panels,
+                         const double *sq_distances, const double *lower, int64_t *starts, int32_t *needs,
+                         int32_t *rows) {
+    for (int64_t p = 0; p <= n_panels + 1; p++) starts[p] = 0;
+    for (int64_t row = first_row; row < last_row; row++) {
+        int64_t need = panels_needed(s, sqrt(sq_distances[row]), lower[row]);
+        needs[row - first_row] = (int32_t)(need == 0 && s->n_far ? 1 : need);
+        starts[n_panels - needs[row - first_row] + 1]++;
+    }
+    for (int64_t p = 0; p <= n_panels; p++) starts[p + 1] += starts[p];
+    int64_t n_rows = starts[n_panels];
+    for (int64_t row = first_row; row < last_row; row++)
+        rows[starts[n_panels - needs[row - first_row]]++] = (int32_t)row;
+    return n_rows;
+}
+
+/* Writes what a block found; returns how many rows it could not serve, added to unserved. */
+static int64_t finish_block(workspace *w, block_state *b, double unscanned, int32_t *labels, double *sq_distances,
+                            double *lower, int64_t *unserved) {
+    int64_t n_unserved = 0;
+    for (int r = 0; r < BLOCK; r++) {
+        int64_t row = b->rows[r];
+        if (row < 0) continue;
+        if (w->budget < 0 || b->labels[r] < 0) {
+            unserved[n_unserved++] = row, lower[row] = 0;
+            continue;
+        }
+        labels[row] = b->labels[r], sq_distances[row] = b->distances[r];
+        double sought = (sqrt(b->distances[r]) + w->margin) * (1 - ROUNDING);
+        lower[row] = fmin(fmin(sought, b->second[r]), lower[row] - unscanned);
+    }
     return n_unserved;
+}
+
+int64_t CERTIFIED_NEAREST(const skivfpq_scan *s, int64_t first_row, int64_t last_row, double margin,
+                          int32_t *labels, double *sq_distances, double *lower, int64_t *unserved) {
+    int64_t n_panels = (s->n_columns + COLUMNS - 1) / COLUMNS, n_unserved = 0, d = s->n_features;
+    int64_t allowed = s->n_columns / 16 * SUPERBLOCK * BLOCK; /* an evaluation costs less than ten lane scores */
+    workspace *w = malloc(sizeof(workspace));
+    int64_t *starts = malloc(sizeof(int64_t) * (n_panels + 2));
+    int32_t *needs = malloc(sizeof(int32_t) * (last_row - first_row)), *rows = malloc(sizeof(int32_t) * (last_row - first_row));
+    uint8_t *memory = malloc((SUPERBLOCK + 1) * s->units * 64 + 64);
+    int failed = !w || !starts || !needs || !rows || !memory;
+    for (int64_t row = first_row; row < last_row && !failed; row++)
+        sq_distances[row] = sq_distance(s->X, s->is_f64, row, s->centers + labels[row] * d, d);
+    int64_t n_rows = failed ? 0
+                            : sort_rows(s, first_row, last_row, n_panels, sq_distances, lower, starts, needs, rows);
+    if (!failed) {
+        w->s = s, w->margin = margin, w->budget = 0;
+        uint8_t *aligned = memory + (64 - (uintptr_t)memory % 64);
+        for (int i = 0; i < SUPERBLOCK; i++) w->blocks[i].codes = aligned + i * s->units * 64;
+        for (int64_t i = n_rows; i < last_row - first_row; i++) lower[rows[i]] -= s->drifts[0];
+    }
+    for (int64_t start = 0; start < n_rows; start += SUPERBLOCK * BLOCK) {
+        int64_t left = n_rows - start, need = needs[rows[start] - first_row];
+        int n_blocks = left >= SUPERBLOCK * BLOCK ? SUPERBLOCK : (int)((left + BLOCK - 1) / BLOCK);
+        w->budget += w->budget < 0 ? 0 : allowed;
+        for (int i = 0; i < n_blocks; i++)
+            start_block(w, w->blocks + i, rows + start + i * BLOCK, left - i * BLOCK < BLOCK ? left - i * BLOCK : BLOCK,
+                        labels, sq_distances);
+        scan_superblock(w, n_blocks, need);
+        double unscanned = need < n_panels ? s->drifts[need * COLUMNS] : -INFINITY;
+        for (int i = 0; i < n_blocks; i++)
+            n_unserved += finish_block(w, w->blocks + i, unscanned, labels, sq_distances, lower, unserved + n_unserved);
+    }
+    free(w), free(starts), free(needs), free(rows), free(memory);
+    return failed ? -1 : n_unserved;
 }
 
 void SET_CLOSEST(const skivfpq_scan *s, const int32_t *rows, int64_t n, const double *sq_distances,
@@ -284,7 +374,7 @@ void SET_CLOSEST(const skivfpq_scan *s, const int32_t *rows, int64_t n, const do
         int64_t row = rows[i];
         closest[row] = sq_distances[i];
         if (!s->codes) continue;
-        if (!(s->errors[row] < INFINITY && set_threshold(s, row, closest[row], thresholds + row, caps + row)))
+        if (!(s->errors[row] < INFINITY && set_threshold(s, row, sqrt(closest[row]), thresholds + row, caps + row)))
             thresholds[row] = INT32_MIN / 2, caps[row] = 65535; /* all candidates are looked at */
     }
 }
@@ -313,7 +403,7 @@ static void evaluate_pending(closer_search *w) {
     w->n_evaluated += w->n_pending;
     for (int i = 0; i < w->n_pending; i++) {
         pair p = w->pending[i];
-        if (s->codes && is_farther(s, p.row, p.candidate, sqrt(w->closest[p.row]))) continue;
+        if (s->codes && fine_distance(s, p.row, p.candidate) > sqrt(w->closest[p.row]) * (1 + ROUNDING)) continue;
         prefetch((const char *)s->X + p.row * d * size, d * size);
         w->pending[n++] = p;
     }

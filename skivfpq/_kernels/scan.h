@@ -46,7 +46,7 @@ typedef struct {
     const double *centers;     /* (k, d) */
     skivfpq_fine_rows fine_rows;
     skivfpq_fine_columns fine_columns;
-    const uint8_t *codes;      /* (n_blocks, units, 16, 4), or NULL: every pair is evaluated */
+    const uint8_t *codes;      /* (n_blocks, units, 16, 4) or (n, units, 4); NULL: all pairs are evaluated */
     const int32_t *sq_norms;   /* (n,) of the rows' int8 points */
     const float *errors;       /* (n,) |y - s q|, inf for rows that are not to be scanned */
     double row_scale;
@@ -54,6 +54,7 @@ typedef struct {
     const int8_t *panels;      /* (n_panels, units * columns * 4) */
     const int32_t *starts;     /* (n_panels * columns,) */
     double column_scale, column_error;
+    const double *drifts;      /* (n_columns,) how far each center has moved at most, falling */
     const int32_t *ids;        /* (n_columns + n_far,) which centers */
     int64_t n_columns;
     const double *far_lengths; /* (n_far,) |y|, at least, of centers too long for the panels */
@@ -62,16 +63,20 @@ typedef struct {
 
 #define DECLARE_SCAN                                                                                 \
     extern const skivfpq_scan_shape SCAN_SHAPE;                                                      \
-    /* int8 points of rows y (n, width), padded with zeros to 4 * units features. */                 \
+    /* int8 points of rows y (n, width), padded with zeros to 4 * units features; codes are */       \
+    /* (n / lanes, units, lanes, 4). */                                                              \
     void PACK_ROWS(const float *Y, int64_t n, int64_t width, double scale, const float *bounds,      \
-                   int64_t units, uint8_t *codes, int32_t *sq_norms, float *errors);                 \
+                   int64_t units, int64_t lanes, uint8_t *codes, int32_t *sq_norms, float *errors);  \
     /* The same of columns, with their starts; returns the largest of their errors. */               \
     double PACK_COLUMNS(const float *Y, int64_t k, int64_t width, double scale, const float *bounds, \
                         double row_scale, int64_t units, int8_t *panels, int32_t *starts);           \
-    /* labels INOUT: any center of each row, then its nearest; sq_distances OUT. Returns how many */ \
-    /* rows are left undone, their numbers in unserved, or -1 without memory. */                     \
+    /* labels INOUT: any center of each row, then its nearest; sq_distances OUT. lower INOUT: no */  \
+    /* other center is nearer, before the centers moved and after; centers within margin of the */   \
+    /* nearest are found for that. Returns how many rows are left undone, their numbers in */        \
+    /* unserved, or -1 without memory. */                                                            \
     int64_t CERTIFIED_NEAREST(const skivfpq_scan *s, int64_t first_row, int64_t last_row,            \
-                              int32_t *labels, double *sq_distances, int64_t *unserved);          \
+                              double margin, int32_t *labels, double *sq_distances, double *lower,   \
+                              int64_t *unserved);                                                    \
     void PACK_FINE_ROWS(const void *X, int is_f64, int64_t n, int64_t d, const float *origin,        \
                         int8_t *codes, float *scales, float *errors, int32_t *sq_norms);             \
     void PACK_FINE_COLUMNS(const double *centers, int64_t k, int64_t d, const float *origin,         \
