@@ -45,10 +45,10 @@ class Embedding:
         """Number of coordinates of y."""
         return len(self.origin) if self.axes is None else self.axes.shape[1] + TAIL_COPIES
 
+    @np.errstate(over="ignore", invalid="ignore")  # points of values too large are not finite: not served
     def __call__(self, X):
         """Points Y (n_samples, width) float32 and bounds of |Y - y| (n_samples,) float32."""
-        with np.errstate(over="ignore"):  # values too large give inf, which excludes nothing
-            shifted = (X - self.origin).astype(np.float32, copy=False)  # (n_samples, n_features)
+        shifted = (X - self.origin).astype(np.float32, copy=False)  # (n_samples, n_features)
         lengths = np.sqrt(np.einsum("ij,ij->i", shifted, shifted))
         if self.axes is None:
             return shifted, lengths * np.float32(4 * EPS32)
@@ -121,7 +121,7 @@ class NearestCenters:
             some = slice(None, None, GUESS_STRIDE)
             blocks.nearest_centers(self.X, centers[some], self.n_threads, labels, sq_distances)
             labels *= GUESS_STRIDE
-        margin = self._margin(drifts, float(np.sqrt(sq_distances.mean()))) if labelled else 0.0
+        margin = self._margin(drifts, float(np.sqrt(sq_distances.mean()))) if np.isfinite(drifts[0]) else 0.0
 
         def assign(rows):
             left = _kernels.native.certified_nearest(
@@ -181,6 +181,7 @@ def head_pays(X, n_clusters):
     return n_clusters >= 256 and n_features >= 64 and n_samples * n_clusters >= 40 * n_features**2
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def head_embedding(X, energy):
     """Embedding on the first principal axes of X, turned at random among themselves, and the tail.
 
@@ -189,7 +190,10 @@ def head_embedding(X, energy):
     rows = X[:: max(1, len(X) // SAMPLE)]
     origin = all_features(X).origin
     shifted = (rows - origin).astype(np.float32)
-    variances, axes = np.linalg.eigh((shifted.T @ shifted).astype(np.float64))
+    scatter = (shifted.T @ shifted).astype(np.float64)
+    if not 0 < np.trace(scatter) < np.inf:
+        return None
+    variances, axes = np.linalg.eigh(scatter)
     shares = np.cumsum(variances[::-1]) / variances.sum()
     n_axes = -(-int(np.searchsorted(shares, energy) + 1) // 16) * 16
     if n_axes > 0.6 * X.shape[1]:
@@ -201,10 +205,13 @@ def head_embedding(X, energy):
 
 
 def all_features(X):
-    """Embedding on all features as they are."""
-    return Embedding(X[:: max(1, len(X) // SAMPLE)].mean(axis=0, dtype=np.float64))
+    """Embedding on all features as they are, the mean of rows that are not too long in the origin."""
+    rows = X[:: max(1, len(X) // SAMPLE)]
+    largest = np.abs(rows).max(axis=1)
+    return Embedding(rows[largest <= LONG * np.median(largest)].mean(axis=0, dtype=np.float64))
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def pack_plane(X, embedding, n_threads=1, fine=None, lanes=1):
     """The plane of the rows of X; None for values that float32 squares cannot hold."""
     _, _, multiple, wraps = _kernels.native.scan_shape()
@@ -270,13 +277,15 @@ class CandidateScale:
     def of(cls, X, plane):
         """The scale for rows of X; error is that of most of them."""
         _, largest_column, _, wraps = _kernels.native.scan_shape()
-        scale = 127 * plane.scale / largest_column
+        scale = 127.5 * plane.scale / largest_column
         if wraps:
             scale = max(scale, 2.2 * plane.typical**2 / (2**17 * plane.scale))
-        sample = pack_candidates(X[:: max(1, len(X) // 1024)], plane, cls(scale, np.inf))
+        served = np.flatnonzero(np.isfinite(plane.errors))
+        sample = pack_candidates(X[served[:: max(1, len(served) // 1024)]], plane, cls(scale, np.inf))
         return cls(scale, 1.02 * sample.error)
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def pack_candidates(rows, plane, candidate_scale=None):
     """Panels of some rows; of infinite error where one of them is too long for the plane."""
     centers = np.ascontiguousarray(rows, dtype=np.float64)
@@ -284,7 +293,7 @@ def pack_candidates(rows, plane, candidate_scale=None):
     if plane is None:
         return panels
     Y, bounds = plane.embedding(centers)
-    if np.abs(Y).max() > 127 * plane.scale:
+    if not np.abs(Y).max() <= 127.5 * plane.scale:
         return panels
     return _pack(panels, plane, Y, bounds, candidate_scale.scale, np.arange(len(rows)), np.empty(0))
 
@@ -305,6 +314,7 @@ def _pack(panels, plane, Y, bounds, scale, ids, far_lengths, drifts=None):
     return panels
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def pack_centers(centers, plane, drifts):
     """Panels of the centers for the scan of a plane; None where int8 points cannot serve."""
     _, largest_column, _, wraps = _kernels.native.scan_shape()
@@ -319,7 +329,7 @@ def pack_centers(centers, plane, drifts):
         typical = float(np.quantile(lengths[near], 0.99))
         reach = plane.typical**2 + typical**2 + 0.6 * plane.typical * typical
         scale = max(scale, reach / (2**17 * plane.scale))
-    if scale > 64 * plane.scale or len(far) > 16:
+    if not scale <= 64 * plane.scale or len(near) + len(far) < len(centers) or len(far) > 16:
         return None
     return _pack(
         Panels(centers, None, None, None, scale, np.inf, None, None),

@@ -182,7 +182,7 @@ class CertifiedSeeding:
         self.closest = np.full(n_samples, np.inf)
         self.labels = np.full(n_samples, -1, dtype=np.int32)
         self.n_centers = 0
-        self.plane = self.candidate_scale = None
+        self.plane, self.candidate_scale = None, CandidateScale(0.0, 0.0)
         if n_samples >= 1024 and 32 <= X.shape[1] <= WIDEST:
             self.plane = pack_plane(X, all_features(X), n_threads, lanes=16)
         if self.plane is not None:
@@ -203,7 +203,6 @@ class CertifiedSeeding:
             plane = None  # too long for the plane: all pairs are looked at
         elif plane is not None:
             panels.error = self.candidate_scale.error
-        self.panels = panels
         self.n_closer = np.empty((len(self.starts), len(candidates)), dtype=np.int64)
         self.part_gains = np.empty((len(self.starts), len(candidates)))
 
@@ -226,7 +225,8 @@ class CertifiedSeeding:
         sq_distances = np.concatenate([self.sq_distances[i, part] for part in parts])
         self.labels[rows] = self.n_centers
         _kernels.native.set_closest(
-            self.X, self.plane, self.panels, rows, sq_distances, self.closest, self.thresholds, self.caps
-        )
+            self.X, self.plane, self.candidate_scale.scale, self.candidate_scale.error, rows, sq_distances,
+            self.closest, self.thresholds, self.caps,
+        )  # fmt: skip
         self.n_centers += 1
         return rows, sq_distances

@@ -303,54 +303,66 @@ def pack_fine_columns(
                                   &errors[0], &sq_lengths[0])
 
 
-cdef skivfpq_scan scan_of(const floating[:, ::1] X, plane, panels) except *:
-    """The arguments of a scan; the arrays behind its pointers are kept alive by plane and panels."""
+cdef skivfpq_scan scan_of_rows(const floating[:, ::1] X, plane) except *:
+    """The rows of a scan; the arrays behind its pointers are kept alive by X and plane."""
     cdef skivfpq_scan scan
-    cdef const double[:, ::1] centers = panels.centers
     cdef const uint8_t[:, :, :, ::1] codes
-    cdef const int32_t[::1] sq_norms, starts, ids, fine_sq_norms
+    cdef const int32_t[::1] sq_norms, fine_sq_norms
     cdef const float[::1] errors, fine_scales, fine_errors
-    cdef const int8_t[:, ::1] packed, fine_rows
-    cdef const int16_t[:, ::1] fine_columns
-    cdef const double[::1] far_lengths, drifts, column_scales, column_errors, column_sq_lengths
-    if centers.shape[1] != X.shape[1]:
-        raise ValueError("scan: shapes of X and centers do not fit together.")
+    cdef const int8_t[:, ::1] fine_codes
     scan.X, scan.is_f64, scan.n_features = <const void *>&X[0, 0], floating is double, X.shape[1]
-    scan.centers = &centers[0, 0]
-    scan.n_columns, scan.n_far = centers.shape[0], 0
     scan.codes = NULL
     if plane is None:
         return scan
-    fine_rows, fine_scales, fine_errors, fine_sq_norms = plane.fine
-    fine_columns, column_scales, column_errors, column_sq_lengths = panels.fine
+    fine_codes, fine_scales, fine_errors, fine_sq_norms = plane.fine
     codes, sq_norms, errors = plane.codes, plane.sq_norms, plane.errors
+    if (codes.shape[0] * codes.shape[2] < X.shape[0] or errors.shape[0] != X.shape[0]
+            or sq_norms.shape[0] != X.shape[0] or fine_codes.shape[0] != X.shape[0]
+            or fine_codes.shape[1] != X.shape[1] or fine_scales.shape[0] != X.shape[0]
+            or fine_errors.shape[0] != X.shape[0] or fine_sq_norms.shape[0] != X.shape[0]):
+        raise ValueError("scan: shapes of X and plane do not fit together.")
+    scan.fine_rows.codes, scan.fine_rows.scales = &fine_codes[0, 0], &fine_scales[0]
+    scan.fine_rows.errors, scan.fine_rows.sq_norms = &fine_errors[0], &fine_sq_norms[0]
+    scan.codes, scan.sq_norms, scan.errors = &codes[0, 0, 0, 0], &sq_norms[0], &errors[0]
+    scan.row_scale, scan.units = plane.scale, codes.shape[1]
+    return scan
+
+
+cdef skivfpq_scan scan_of(const floating[:, ::1] X, plane, panels) except *:
+    """Rows and columns of a scan; the arrays behind its pointers are kept alive by X, plane and panels."""
+    cdef skivfpq_scan scan = scan_of_rows(X, plane)
+    cdef const double[:, ::1] centers = panels.centers
+    cdef const int8_t[:, ::1] packed
+    cdef const int16_t[:, ::1] fine_codes
+    cdef const int32_t[::1] starts, ids
+    cdef const double[::1] far_lengths, drifts, fine_scales, fine_errors, fine_sq_lengths
+    if centers.shape[1] != X.shape[1]:
+        raise ValueError("scan: shapes of X and centers do not fit together.")
+    scan.centers = &centers[0, 0]
+    scan.n_columns, scan.n_far, scan.drifts = centers.shape[0], 0, NULL
+    if plane is None:
+        return scan
+    fine_codes, fine_scales, fine_errors, fine_sq_lengths = panels.fine
     packed, starts, ids, far_lengths = panels.packed, panels.starts, panels.ids, panels.far_lengths
-    if (codes.shape[0] * codes.shape[2] < X.shape[0] or errors.shape[0] != X.shape[0] or sq_norms.shape[0] != X.shape[0]
-            or fine_rows.shape[0] != X.shape[0] or fine_rows.shape[1] != X.shape[1]
-            or fine_columns.shape[0] != centers.shape[0] or fine_columns.shape[1] != X.shape[1]
-            or packed.shape[1] != codes.shape[1] * 4 * kernels.scan_shape.columns
+    if (fine_codes.shape[0] != centers.shape[0] or fine_codes.shape[1] != X.shape[1]
+            or packed.shape[1] != scan.units * 4 * kernels.scan_shape.columns
             or packed.shape[0] * kernels.scan_shape.columns < ids.shape[0] - far_lengths.shape[0]
             or starts.shape[0] != packed.shape[0] * kernels.scan_shape.columns):
         raise ValueError("scan: shapes of X, plane and panels do not fit together.")
-    scan.fine_rows.codes, scan.fine_rows.scales = &fine_rows[0, 0], &fine_scales[0]
-    scan.fine_rows.errors, scan.fine_rows.sq_norms = &fine_errors[0], &fine_sq_norms[0]
-    scan.fine_columns.codes, scan.fine_columns.scales = &fine_columns[0, 0], &column_scales[0]
-    scan.fine_columns.errors, scan.fine_columns.sq_lengths = &column_errors[0], &column_sq_lengths[0]
-    scan.codes, scan.sq_norms, scan.errors = &codes[0, 0, 0, 0], &sq_norms[0], &errors[0]
-    scan.row_scale, scan.units = plane.scale, codes.shape[1]
+    scan.fine_columns.codes, scan.fine_columns.scales = &fine_codes[0, 0], &fine_scales[0]
+    scan.fine_columns.errors, scan.fine_columns.sq_lengths = &fine_errors[0], &fine_sq_lengths[0]
     scan.n_far = far_lengths.shape[0]
     scan.n_columns = ids.shape[0] - scan.n_far
     scan.panels = &packed[0, 0] if scan.n_columns else NULL
     scan.starts = &starts[0] if scan.n_columns else NULL
     scan.column_scale, scan.column_error = panels.scale, panels.error
     scan.ids = &ids[0]
-    scan.drifts = NULL
+    scan.far_lengths = &far_lengths[0] if scan.n_far else NULL
     if panels.drifts is not None:
         drifts = panels.drifts
         if drifts.shape[0] != scan.n_columns:
             raise ValueError("scan: one drift for each column is needed.")
         scan.drifts = &drifts[0]
-    scan.far_lengths = &far_lengths[0] if scan.n_far else NULL
     return scan
 
 
@@ -426,7 +438,8 @@ def closer_candidates(
 def set_closest(
     const floating[:, ::1] X,         # IN (n_samples, n_features)
     plane,                            # IN planes.Plane of all rows, or None
-    panels,                           # IN planes.Panels of candidates
+    double column_scale,              # IN of all candidates
+    double column_error,
     const int32_t[::1] rows,          # IN (n_rows,)
     const double[::1] sq_distances,   # IN (n_rows,)
     double[::1] closest,              # INOUT (n_samples,)
@@ -437,7 +450,8 @@ def set_closest(
     cdef skivfpq_scan scan
     if rows.shape[0] == 0:
         return
-    scan = scan_of(X, plane, panels)
+    scan = scan_of_rows(X, plane)
+    scan.column_scale, scan.column_error = column_scale, column_error
     if (sq_distances.shape[0] != rows.shape[0] or closest.shape[0] != X.shape[0]
             or (plane is not None and (thresholds.shape[0] < X.shape[0] or caps.shape[0] < X.shape[0]))):
         raise ValueError("set_closest: shapes do not fit together.")
