@@ -7,10 +7,10 @@ from itertools import pairwise
 import joblib
 import numpy as np
 from joblib.parallel import get_active_backend
-from scipy import sparse
 
 from skivfpq import _kernels
 
+TILE_MULTIPLE = 48  # rows of a task start at a block of 16 rows and a tile of 8, 16 or 48
 ROWS_PER_TASK = 2048  # a native call packs the centers anew: below 1/1000 of its work at this height
 
 
@@ -48,18 +48,45 @@ def nearest_centers(X, centers, n_threads=1, labels=None, sq_distances=None):
 
 def cluster_sums(X, weights, labels, clusters, sums, counts, n_threads=1):
     """Weighted sums (n_clusters, n_features) and total weights (n_clusters,) of the given clusters."""
-    n_clusters = len(counts)
-    by_cluster = sparse.csc_array(  # its conversion to CSR is a counting sort
-        (np.ones(len(labels), dtype=np.int8), labels, np.arange(len(labels) + 1, dtype=np.int32)),
-        shape=(n_clusters, len(labels)),
-    ).tocsr()
-    order, bounds = by_cluster.indices.astype(np.int32), by_cluster.indptr.astype(np.int32)
+    order, bounds = np.empty(len(labels), dtype=np.int32), np.empty(len(counts) + 1, dtype=np.int32)
+    _kernels.order_by_label(labels, order, bounds)
 
     def add(part):
         _kernels.cluster_sums(X, weights, order, bounds, clusters[part], sums, counts)
 
     n_tasks = 4 * n_threads if runs_native(X) and n_threads > 1 and len(labels) > ROWS_PER_TASK else 1
     run_tasks(add, len(clusters), n_tasks, n_threads, multiple=1)
+
+
+class PackedRows:
+    """Rows transposed once for the lane kernel, to be compared with centers again and again."""
+
+    def __init__(self, X, n_threads):
+        self.X, self.n_threads = X, n_threads
+        height = _kernels.native.tile_rows()
+        self.origin = X.mean(axis=0, dtype=np.float64)
+        reach = np.maximum(X.max(axis=0) - self.origin, self.origin - X.min(axis=0)).max()
+        self.scale = float(np.ldexp(1.0, min(1000, -int(np.frexp(reach)[1]))))  # the largest value in [1/2, 1)
+        self.tiles = np.zeros((-(-len(X) // height), X.shape[1], height), dtype=np.float32)
+        self.lengths = np.empty(len(X))
+
+        def pack(rows):
+            _kernels.native.pack_tiles(
+                X, self.origin, self.scale, rows.start, rows.stop, self.tiles, self.lengths
+            )
+
+        map_rows(pack, len(X), n_threads)
+
+    def nearest_centers(self, centers, labels, sq_distances):
+        """Write the labels (n_samples,) int32 and squared distances (n_samples,) of all rows."""
+
+        def assign(rows):
+            _kernels.native.nearest_packed(
+                self.X, self.origin, self.scale, self.tiles, self.lengths, centers, rows.start, rows.stop,
+                labels, sq_distances,
+            )  # fmt: skip
+
+        map_rows(assign, len(self.X), self.n_threads)
 
 
 def runs_native(X):
@@ -72,7 +99,7 @@ def map_rows(function, n_rows, n_threads):
     run_tasks(function, n_rows, max(1, min(4 * n_threads, n_rows // ROWS_PER_TASK)), n_threads)
 
 
-def run_tasks(function, size, n_tasks, n_threads, multiple=16):
+def run_tasks(function, size, n_tasks, n_threads, multiple=TILE_MULTIPLE):
     """Call function(slice) for n_tasks consecutive slices of range(size), starting at such multiples."""
     n_tasks = min(n_tasks, -(-size // multiple))
     if n_threads == 1 or n_tasks <= 1:

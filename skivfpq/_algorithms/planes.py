@@ -103,7 +103,7 @@ class NearestCenters:
         self.X, self.n_threads = X, n_threads
         self.scans = pays(X, n_clusters)
         self.has_head = self.scans and head_pays(X, n_clusters)
-        self.plane = self.centers = None
+        self.plane = self.centers = self.packed = None
         self.is_head = False
 
     def __call__(self, centers, labels, sq_distances):
@@ -114,6 +114,11 @@ class NearestCenters:
         drifts = self._drifts(centers, labelled)
         panels = None if plane is None else pack_centers(centers, plane, drifts)
         self.centers = None if panels is None else centers
+        if panels is None and blocks.runs_native(self.X):
+            if self.packed is None:
+                self.packed = blocks.PackedRows(self.X, self.n_threads)
+            self.packed.nearest_centers(centers, labels, sq_distances)
+            return
         if panels is None:
             blocks.nearest_centers(self.X, centers, self.n_threads, labels, sq_distances)
             return
@@ -164,6 +169,8 @@ class NearestCenters:
 
 def nearest_centers(X, centers, n_threads=1):
     """Nearest center of every row: labels (n_samples,) int32 and sq_distances (n_samples,)."""
+    if not pays(X, len(centers)):
+        return blocks.nearest_centers(X, centers, n_threads)
     labels, sq_distances = np.full(X.shape[0], -1, dtype=np.int32), np.empty(X.shape[0])
     if X.shape[0]:
         NearestCenters(X, len(centers), n_threads)(centers, labels, sq_distances)

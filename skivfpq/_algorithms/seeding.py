@@ -76,7 +76,7 @@ def kmeans_plusplus(X, n_clusters, weights, rng, n_threads=1):
     n_trials = 2 + int(np.log(n_clusters))
     mass = Mass(weights, canonical_order(X, n_threads))
     state = CertifiedSeeding if runs_native(X) else Seeding
-    state = state(X, weights, n_trials, n_threads)
+    state = state(X, weights, n_clusters, n_threads)
     centers = mass.draw(rng.random(1))
     state.look(centers)
     mass.update(*state.take(0))
@@ -130,7 +130,7 @@ class Seeding:
     differences.
     """
 
-    def __init__(self, X, weights, n_trials=None, n_threads=None):
+    def __init__(self, X, weights, n_clusters=None, n_threads=None):
         self.X, self.weights = X, weights
         self.closest = np.full(X.shape[0], np.inf)
         self.labels = np.full(X.shape[0], -1, dtype=np.int32)
@@ -176,14 +176,14 @@ class Seeding:
 class CertifiedSeeding:
     """The same by the certified scan: most rows are shown not to come closer by 8-bit products."""
 
-    def __init__(self, X, weights, n_trials, n_threads):
-        n_samples = X.shape[0]
+    def __init__(self, X, weights, n_clusters, n_threads):
+        n_samples, n_trials = X.shape[0], 2 + int(np.log(n_clusters))
         self.X, self.weights, self.n_threads = X, weights, n_threads
         self.closest = np.full(n_samples, np.inf)
         self.labels = np.full(n_samples, -1, dtype=np.int32)
         self.n_centers = 0
         self.plane, self.candidate_scale = None, CandidateScale(0.0, 0.0)
-        if n_samples >= 1024 and 32 <= X.shape[1] <= WIDEST:
+        if n_samples >= 1024 and n_clusters >= 20 and 32 <= X.shape[1] <= WIDEST:
             self.plane = pack_plane(X, all_features(X), n_threads, lanes=16)
         if self.plane is not None:
             self.candidate_scale = CandidateScale.of(X, self.plane)

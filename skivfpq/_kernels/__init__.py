@@ -30,6 +30,7 @@ __all__ = [
     "dense_rows",
     "is_zero_row",
     "nearest_centers",
+    "order_by_label",
     "pair_sq_distances",
     "row_blocks",
     "row_hashes",
@@ -51,6 +52,7 @@ else:
 NATIVE = native is not None
 _dense = native if NATIVE else reference
 adc_scan = _dense.adc_scan
+order_by_label = _dense.order_by_label
 
 
 def _either(name):

@@ -35,33 +35,73 @@ static double shift_and_scale(const double *centers, int64_t k, int64_t d, /* IN
     return scale;
 }
 
-/* Exact: all k differences. Only for rows that no score could decide. */
-#define NEAREST_CENTERS(NAME, REAL, SQ_DISTANCE)                                                     \
-    static int NAME(const REAL *X, int64_t n, int64_t d, const double *centers, int64_t k,           \
-                    int32_t *labels, double *sq_distances) {                                         \
-        double *origin = malloc(sizeof(double) * d), *shifted = malloc(sizeof(double) * k * d);      \
-        int64_t *rows = malloc(sizeof(int64_t) * n);                                                 \
-        int64_t left = -1; /* rows[0..left) are still undecided */                                   \
-        if (origin && shifted && rows) {                                                             \
-            double scale = shift_and_scale(centers, k, d, origin, shifted);                          \
-            for (left = 0; left < n; left++) rows[left] = left;                                      \
-            left = SCORE(f32)(X, sizeof(REAL) == 8, d, origin, scale, shifted, k, rows, left, labels); \
-            left = SCORE(f64)(X, sizeof(REAL) == 8, d, origin, scale, shifted, k, rows, left, labels); \
-        }                                                                                            \
-        for (int64_t r = 0; r < left; r++) {                                                         \
-            double best = INFINITY;                                                                  \
-            for (int64_t i = 0; i < k; i++) {                                                        \
-                double sq = SQ_DISTANCE(X + rows[r] * d, centers + i * d, d);                        \
-                if (sq < best) best = sq, labels[rows[r]] = (int32_t)i;                              \
-            }                                                                                        \
-        }                                                                                            \
-        for (int64_t i = 0; i < n && left >= 0; i++)                                                 \
-            sq_distances[i] = SQ_DISTANCE(X + i * d, centers + labels[i] * d, d);                    \
-        free(origin), free(shifted), free(rows);                                                     \
-        return left < 0 ? -1 : 0;                                                                    \
+/* Labels of some rows: float32 scores, float64 scores for what they leave, then all k differences. */
+static int label_rows(const void *X, int is_f64, int64_t d, const double *centers, int64_t k, const double *origin,
+                      double scale, const double *shifted, const void *tiles, const double *lengths, int64_t first,
+                      int64_t last, int32_t *labels, double *sq_distances) {
+    int64_t *rows = malloc(sizeof(int64_t) * (last - first)), left; /* rows[0..left) are still undecided */
+    if (!rows) return -1;
+    for (left = 0; left < last - first; left++) rows[left] = first + left;
+    left = SCORE(f32)(X, is_f64, d, origin, scale, shifted, k, tiles, lengths, rows, left, labels);
+    left = SCORE(f64)(X, is_f64, d, origin, scale, shifted, k, NULL, NULL, rows, left, labels);
+    for (int64_t r = 0; r < left; r++) {
+        double best = INFINITY;
+        for (int64_t i = 0; i < k; i++) {
+            double sq = sq_distance(X, is_f64, rows[r], centers + i * d, d);
+            if (sq < best) best = sq, labels[rows[r]] = (int32_t)i;
+        }
     }
-NEAREST_CENTERS(nearest_centers_f32, float, sq_distance_f32)
-NEAREST_CENTERS(nearest_centers_f64, double, sq_distance_f64)
+    for (int64_t i = first; i < last && left >= 0; i++)
+        sq_distances[i] = sq_distance(X, is_f64, i, centers + labels[i] * d, d);
+    free(rows);
+    return left < 0 ? -1 : 0;
+}
+
+static int nearest_centers(const void *X, int is_f64, int64_t n, int64_t d, const double *centers, int64_t k,
+                           int32_t *labels, double *sq_distances) {
+    double *origin = malloc(sizeof(double) * d), *shifted = malloc(sizeof(double) * k * d);
+    int status = -1;
+    if (origin && shifted) {
+        double scale = shift_and_scale(centers, k, d, origin, shifted);
+        status = label_rows(X, is_f64, d, centers, k, origin, scale, shifted, NULL, NULL, 0, n, labels, sq_distances);
+    }
+    free(origin), free(shifted);
+    return status;
+}
+
+static int nearest_centers_f32(const float *X, int64_t n, int64_t d, const double *centers, int64_t k, int32_t *labels,
+                               double *sq_distances) {
+    return nearest_centers(X, 0, n, d, centers, k, labels, sq_distances);
+}
+
+static int nearest_centers_f64(const double *X, int64_t n, int64_t d, const double *centers, int64_t k,
+                               int32_t *labels, double *sq_distances) {
+    return nearest_centers(X, 1, n, d, centers, k, labels, sq_distances);
+}
+
+/* The same from rows that were packed once. */
+static int nearest_packed(const void *X, int is_f64, int64_t d, const double *centers, int64_t k,
+                          const double *origin, double scale, const float *tiles, const double *lengths,
+                          int64_t first, int64_t last, int32_t *labels, double *sq_distances) {
+    double *shifted = malloc(sizeof(double) * k * d);
+    if (!shifted) return -1;
+    for (int64_t i = 0; i < k; i++)
+        for (int64_t j = 0; j < d; j++) shifted[i * d + j] = (centers[i * d + j] - origin[j]) * scale;
+    int status = label_rows(X, is_f64, d, centers, k, origin, scale, shifted, tiles, lengths, first, last, labels,
+                            sq_distances);
+    free(shifted);
+    return status;
+}
+
+/* Row numbers sorted by label, and where each label starts (k + 1). */
+static void order_by_label(const int32_t *labels, int64_t n, int64_t k, int32_t *order, int32_t *bounds) {
+    for (int64_t c = 0; c <= k; c++) bounds[c] = 0;
+    for (int64_t i = 0; i < n; i++) bounds[labels[i] + 1]++;
+    for (int64_t c = 0; c < k; c++) bounds[c + 1] += bounds[c];
+    for (int64_t i = 0; i < n; i++) order[bounds[labels[i]]++] = (int32_t)i;
+    for (int64_t c = k; c > 0; c--) bounds[c] = bounds[c - 1];
+    bounds[0] = 0;
+}
 
 /* Rows of a cluster added in their order: the same bits however clusters are dealt to threads. */
 #define CLUSTER_SUMS(NAME, REAL)                                                                     \
@@ -126,5 +166,6 @@ ADC_SCAN(adc_scan_u16, uint16_t)
 #define TABLE(level) TABLE_(level)
 const skivfpq_kernels TABLE(LEVEL) = {nearest_centers_f32, nearest_centers_f64, adc_scan_u8, adc_scan_u16,
                                       cluster_sums_f32, cluster_sums_f64, row_hashes_f32, row_hashes_f64, PROJECT,
+                                      nearest_packed, TILE(f32), PACK_TILES(f32), order_by_label,
                                       &SCAN_SHAPE, PACK_ROWS, PACK_COLUMNS, CERTIFIED_NEAREST,
                                       PACK_FINE_ROWS, PACK_FINE_COLUMNS, SET_CLOSEST, CLOSER_CANDIDATES};

@@ -36,6 +36,15 @@ typedef struct {
     void (*row_hashes_f64)(const double *X, int64_t n, int64_t d, const uint64_t *factors, uint64_t *out);
     /* out = V axes. */
     void (*project)(const float *V, int64_t n, int64_t d, const float *axes, int64_t n_axes, float *out, int64_t stride);
+    /* Nearest centers from rows that pack_tiles transposed once, first a multiple of tile_rows(). */
+    int (*nearest_packed)(const void *X, int is_f64, int64_t d, const double *centers, int64_t k, const double *origin,
+                          double scale, const float *tiles, const double *lengths, int64_t first, int64_t last,
+                          int32_t *labels, double *sq_distances);
+    int64_t (*tile_rows)(void);
+    void (*pack_tiles)(const void *X, int is_f64, int64_t first, int64_t last, int64_t d, const double *origin,
+                       double scale, void *tiles, double *lengths);
+    /* Row numbers sorted by label, and where each label starts: OUT (n,), (k + 1,). */
+    void (*order_by_label)(const int32_t *labels, int64_t n, int64_t k, int32_t *order, int32_t *bounds);
     /* The certified scan, described in scan.h. */
     const skivfpq_scan_shape *scan_shape;
     void (*pack_rows)(const float *, int64_t, int64_t, double, const float *, int64_t, int64_t, uint8_t *, int32_t *,

@@ -7,15 +7,28 @@
 #define PASTE3_(a, b, c) a##_##b##_##c
 #define PASTE3(a, b, c) PASTE3_(a, b, c)
 #define SCORE(suffix) PASTE3(skivfpq_score_rows, suffix, LEVEL)
+#define TILE(suffix) PASTE3(skivfpq_tile_rows, suffix, LEVEL)
+#define PACK_TILES(suffix) PASTE3(skivfpq_pack_tiles, suffix, LEVEL)
 
 /* Labels those of the rows whose best center is certain; keeps the others at the front of rows and
- * returns their number, or -1 when scratch memory is missing (n_rows < 0 is passed on). */
+ * returns their number, or -1 when scratch memory is missing (n_rows < 0 is passed on). With tiles
+ * that PACK_TILES made of all rows, rows must be consecutive ones from the start of a tile. */
+#define SCORE_ARGUMENTS \
+    const void *X, int is_f64, int64_t n_features, const double *origin, double scale, const double *shifted, \
+        int64_t n_clusters, const void *tiles, const double *lengths, int64_t *rows, int64_t n_rows, int32_t *labels
 #define DECLARE_SCORE(suffix)                                                                        \
     int64_t SCORE(suffix)(const void *X, int is_f64, int64_t n_features,  /* IN (n, d) f32 or f64 */ \
                           const double *origin, double scale,             /* IN (d,) */              \
                           const double *shifted, int64_t n_clusters,      /* IN (k, d) */            \
+                          const void *tiles, const double *lengths,       /* IN or NULL */           \
                           int64_t *rows, int64_t n_rows,                  /* INOUT (n_rows,) */      \
-                          int32_t *labels)                                /* OUT (n,) */
+                          int32_t *labels);                               /* OUT (n,) */             \
+    /* Rows of a tile. */                                                                            \
+    int64_t TILE(suffix)(void);                                                                      \
+    /* Rows transposed into tiles (n_tiles, d, tile rows), shifted, scaled, negated; their lengths. */ \
+    void PACK_TILES(suffix)(const void *X, int is_f64, int64_t first_row, int64_t last_row,          \
+                            int64_t n_features, const double *origin, double scale, void *tiles,     \
+                            double *lengths)
 DECLARE_SCORE(f32);
 DECLARE_SCORE(f64);
 

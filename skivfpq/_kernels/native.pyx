@@ -63,6 +63,12 @@ cdef extern from "kernels.h":
         void (*row_hashes_f32)(const float *, int64_t, int64_t, const uint64_t *, uint64_t *) noexcept nogil
         void (*row_hashes_f64)(const double *, int64_t, int64_t, const uint64_t *, uint64_t *) noexcept nogil
         void (*project)(const float *, int64_t, int64_t, const float *, int64_t, float *, int64_t) noexcept nogil
+        int (*nearest_packed)(const void *, int, int64_t, const double *, int64_t, const double *, double,
+                              const float *, const double *, int64_t, int64_t, int32_t *, double *) noexcept nogil
+        int64_t (*tile_rows)() noexcept nogil
+        void (*pack_tiles)(const void *, int, int64_t, int64_t, int64_t, const double *, double, void *,
+                           double *) noexcept nogil
+        void (*order_by_label)(const int32_t *, int64_t, int64_t, int32_t *, int32_t *) noexcept nogil
         const skivfpq_scan_shape *scan_shape
         void (*pack_rows)(const float *, int64_t, int64_t, double, const float *, int64_t, int64_t,
                           uint8_t *, int32_t *, float *) noexcept nogil
@@ -175,6 +181,73 @@ def row_hashes(
             kernels.row_hashes_f32(&X[0, 0], X.shape[0], X.shape[1], &factors[0], &out[0])
         else:
             kernels.row_hashes_f64(&X[0, 0], X.shape[0], X.shape[1], &factors[0], &out[0])
+
+
+def tile_rows():
+    """Rows of a tile of pack_tiles."""
+    return kernels.tile_rows()
+
+
+def pack_tiles(
+    const floating[:, ::1] X,        # IN (n_samples, n_features)
+    const double[::1] origin,        # IN (n_features,)
+    double scale,                    # IN a power of two
+    int64_t first_row,
+    int64_t last_row,
+    float[:, :, ::1] tiles,          # OUT (n_tiles, n_features, tile rows)
+    double[::1] lengths,             # OUT (n_samples,)
+):
+    """Transpose some rows into tiles, minus the origin, times the scale, negated; and their lengths."""
+    if (not 0 <= first_row < last_row <= X.shape[0] or origin.shape[0] != X.shape[1]
+            or tiles.shape[1] != X.shape[1] or tiles.shape[2] != kernels.tile_rows()
+            or tiles.shape[0] * tiles.shape[2] < X.shape[0] or lengths.shape[0] != X.shape[0]):
+        raise ValueError("pack_tiles: shapes of X, origin, tiles and lengths do not fit together.")
+    with nogil:
+        kernels.pack_tiles(<const void *>&X[0, 0], floating is double, first_row, last_row, X.shape[1], &origin[0],
+                           scale, &tiles[0, 0, 0], &lengths[0])
+
+
+def nearest_packed(
+    const floating[:, ::1] X,        # IN (n_samples, n_features)
+    const double[::1] origin,        # IN, as packed
+    double scale,
+    const float[:, :, ::1] tiles,
+    const double[::1] lengths,
+    const double[:, ::1] centers,    # IN (n_clusters, n_features)
+    int64_t first_row,               # a multiple of tile_rows()
+    int64_t last_row,
+    int32_t[::1] labels,             # OUT (n_samples,)
+    double[::1] sq_distances,        # OUT (n_samples,)
+):
+    """Label some rows with their nearest centers, lowest index on ties, from rows packed once."""
+    cdef int status
+    if (not 0 <= first_row < last_row <= X.shape[0] or first_row % kernels.tile_rows()
+            or origin.shape[0] != X.shape[1] or tiles.shape[1] != X.shape[1]
+            or tiles.shape[2] != kernels.tile_rows() or tiles.shape[0] * tiles.shape[2] < X.shape[0]
+            or lengths.shape[0] != X.shape[0] or centers.shape[1] != X.shape[1] or centers.shape[0] == 0
+            or labels.shape[0] != X.shape[0] or sq_distances.shape[0] != X.shape[0]):
+        raise ValueError("nearest_packed: shapes do not fit together.")
+    with nogil:
+        status = kernels.nearest_packed(
+            <const void *>&X[0, 0], floating is double, X.shape[1], &centers[0, 0], centers.shape[0], &origin[0],
+            scale, &tiles[0, 0, 0], &lengths[0], first_row, last_row, &labels[0], &sq_distances[0])
+    if status != 0:
+        raise MemoryError("nearest_packed: no memory for its scratch arrays.")
+
+
+def order_by_label(
+    const int32_t[::1] labels,       # IN (n_samples,) from 0 to n_clusters - 1
+    int32_t[::1] order,              # OUT (n_samples,)
+    int32_t[::1] bounds,             # OUT (n_clusters + 1,)
+):
+    """Row numbers sorted by label, and where each label starts."""
+    if order.shape[0] != labels.shape[0] or bounds.shape[0] < 1:
+        raise ValueError("order_by_label: shapes of labels, order and bounds do not fit together.")
+    if labels.shape[0] == 0:
+        bounds[:] = 0
+        return
+    with nogil:
+        kernels.order_by_label(&labels[0], labels.shape[0], bounds.shape[0] - 1, &order[0], &bounds[0])
 
 
 def adc_scan(

@@ -182,6 +182,17 @@ def cluster_sums(X, weights, order, bounds, clusters, sums, counts):
         sums[clusters, columns] = members @ X[:, columns].astype(np.float64)
 
 
+def order_by_label(labels, order, bounds):
+    """Row numbers sorted by label, and where each label starts.
+
+    labels : IN (n_samples,) from 0 to n_clusters - 1
+    order : OUT (n_samples,) int32
+    bounds : OUT (n_clusters + 1,) int32
+    """
+    order[:] = np.argsort(labels, kind="stable")
+    bounds[:] = np.searchsorted(labels[order], np.arange(len(bounds)))
+
+
 def row_hashes(X, factors, out):
     """A 64-bit hash of each row's values: equal for equal rows, dense or CSR, -0.0 or 0.0.
 
