@@ -66,7 +66,9 @@ class PackedRows:
         height = _kernels.native.tile_rows()
         self.origin = X.mean(axis=0, dtype=np.float64)
         reach = np.maximum(X.max(axis=0) - self.origin, self.origin - X.min(axis=0)).max()
-        self.scale = float(np.ldexp(1.0, min(1000, -int(np.frexp(reach)[1]))))  # the largest value in [1/2, 1)
+        self.scale = float(
+            np.ldexp(1.0, min(1000, -int(np.frexp(reach)[1])))
+        )  # the largest value in [1/2, 1)
         self.tiles = np.zeros((-(-len(X) // height), X.shape[1], height), dtype=np.float32)
         self.lengths = np.empty(len(X))
 

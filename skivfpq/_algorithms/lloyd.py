@@ -150,7 +150,7 @@ def scaled_tolerance(X, weights, tol):
     total = weights.sum()
     mean = weights @ X / total  # (n_features,) float64
     square = np.zeros(X.shape[1])
-    for block in row_blocks(X.shape[0], X.shape[1]):
+    for block in row_blocks(X.shape[0], 16 * X.shape[1]):  # half a MB: differences stay in the cache
         square += _weighted_squares(X[block], weights[block], mean)
     return tol * float((square / total).mean())
 

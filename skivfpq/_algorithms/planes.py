@@ -7,6 +7,7 @@ distance of the int8 points less their rounding errors: what the scan excludes c
 """
 
 from dataclasses import dataclass
+from time import perf_counter
 
 import numpy as np
 
@@ -17,8 +18,11 @@ LONG = 2.5  # rows longer than this many times the median are left to the lane k
 TAIL_COPIES = 4  # the tail's length is spread on so many coordinates, not to stretch the scale
 HEAD_ENERGY = 0.84  # share of the variance that the principal axes of a head hold
 SCAN_ROWS = 4096  # of a task
+LEAST_WORK = 2e9  # products of a step, below which the lane kernel is done before planes are packed
 WIDEST = 16384  # features; beyond, the lane kernel
 SAMPLE = 8192  # rows whose mean and axes stand for all rows'
+JUDGED_ROWS = 512  # on which the lane kernel's time is measured
+GUESSED = 1024  # clusters from which rows without labels are scanned too
 GUESS_STRIDE = 16  # rows without a label start from the nearest of every so many centers
 EPS32 = 2.0**-24
 MARGIN = 0.012  # of the typical distance to the nearest center
@@ -104,23 +108,19 @@ class NearestCenters:
         self.scans = pays(X, n_clusters)
         self.has_head = self.scans and head_pays(X, n_clusters)
         self.plane = self.centers = self.packed = None
+        self.n_failures = 0
         self.is_head = False
 
     def __call__(self, centers, labels, sq_distances):
         """Write the labels (n_samples,) int32 and squared distances (n_samples,) of all rows."""
         centers = np.ascontiguousarray(centers, dtype=np.float64)
         labelled = labels[0] >= 0
-        plane = self._plane(labelled) if self.scans else None
+        plane = self._plane(labelled) if self.scans and (labelled or len(centers) >= GUESSED) else None
         drifts = self._drifts(centers, labelled)
         panels = None if plane is None else pack_centers(centers, plane, drifts)
         self.centers = None if panels is None else centers
-        if panels is None and blocks.runs_native(self.X):
-            if self.packed is None:
-                self.packed = blocks.PackedRows(self.X, self.n_threads)
-            self.packed.nearest_centers(centers, labels, sq_distances)
-            return
         if panels is None:
-            blocks.nearest_centers(self.X, centers, self.n_threads, labels, sq_distances)
+            self._compare(centers, labels, sq_distances)
             return
         if not labelled:  # any center will do, a near one saves time
             some = slice(None, None, GUESS_STRIDE)
@@ -135,7 +135,27 @@ class NearestCenters:
             if len(left):
                 labels[left], sq_distances[left] = blocks.nearest_centers(self.X[left], centers)
 
+        start = perf_counter()
         blocks.run_tasks(assign, len(self.X), len(self.X) // SCAN_ROWS, self.n_threads)
+        self._judge(perf_counter() - start, centers)
+
+    def _compare(self, centers, labels, sq_distances):
+        """By the plain kernel, rows packed once where they are likely to come again."""
+        if not blocks.runs_native(self.X) or self.scans:
+            blocks.nearest_centers(self.X, centers, self.n_threads, labels, sq_distances)
+            return
+        if self.packed is None:
+            self.packed = blocks.PackedRows(self.X, self.n_threads)
+        self.packed.nearest_centers(centers, labels, sq_distances)
+
+    def _judge(self, seconds, centers):
+        """Give the scan up when it was slower twice than the lane kernel is; labels do not depend on it."""
+        start = perf_counter()
+        blocks.nearest_centers(self.X[:JUDGED_ROWS], centers)
+        plain = (perf_counter() - start) * len(self.X) / min(JUDGED_ROWS, len(self.X)) / self.n_threads
+        self.n_failures = self.n_failures + 1 if seconds > 0.9 * plain else 0
+        if self.n_failures == 2:
+            self.scans, self.plane = False, None
 
     def _drifts(self, centers, labelled):
         """How far each center has moved since the labels were found, (n_clusters,), at most."""
@@ -153,7 +173,7 @@ class NearestCenters:
         return margin if np.quantile(drifts, 0.3) <= margin else 0.0
 
     def _plane(self, labelled):
-        """The plane to scan: all features at first, the head once centers are means, whose tails are short."""
+        """The plane to scan: all features at first, the head once centers are means, of short tails."""
         embedding = None
         if labelled and self.has_head and not self.is_head:
             embedding = head_embedding(self.X, HEAD_ENERGY)
@@ -169,7 +189,7 @@ class NearestCenters:
 
 def nearest_centers(X, centers, n_threads=1):
     """Nearest center of every row: labels (n_samples,) int32 and sq_distances (n_samples,)."""
-    if not pays(X, len(centers)):
+    if not pays(X, len(centers)) or len(centers) < GUESSED:
         return blocks.nearest_centers(X, centers, n_threads)
     labels, sq_distances = np.full(X.shape[0], -1, dtype=np.int32), np.empty(X.shape[0])
     if X.shape[0]:
@@ -178,8 +198,13 @@ def nearest_centers(X, centers, n_threads=1):
 
 
 def pays(X, n_clusters):
-    """Whether the scan can be faster than the lane kernel."""
-    return blocks.runs_native(X) and X.shape[0] >= 1024 and n_clusters >= 128 and 32 <= X.shape[1] <= WIDEST
+    """Whether the scan can be faster than the lane kernel, its preparation included."""
+    if not blocks.runs_native(X):
+        return False
+    n_samples, n_features = X.shape
+    return (
+        n_clusters >= 128 and 32 <= n_features <= WIDEST and n_samples * n_features * n_clusters >= LEAST_WORK
+    )
 
 
 def head_pays(X, n_clusters):

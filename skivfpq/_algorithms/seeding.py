@@ -11,6 +11,7 @@ from skivfpq._kernels import pair_sq_distances, row_hashes
 # Potentials that agree this well differ by the order of their additions only.
 SAME = 1e-10
 MASS_BLOCK = 256
+EARLY, FAILURE = 8, 0.2  # steps, and the share of pairs evaluated beyond which the scan is no help
 PART_ROWS = 4096  # the same for any number of threads: gains are added part by part
 
 
@@ -18,7 +19,11 @@ def hash_rows(X, n_threads=1):
     """Hashes of the rows, (n_samples,) uint64; equal rows have equal hashes."""
     factors = np.random.default_rng(0).integers(1 << 63, size=X.shape[1], dtype=np.uint64) * 2 + 1
     hashes = np.empty(X.shape[0], dtype=np.uint64)
-    map_rows(lambda rows: row_hashes(X[rows], factors, hashes[rows]), X.shape[0], n_threads if runs_native(X) else 1)
+    map_rows(
+        lambda rows: row_hashes(X[rows], factors, hashes[rows]),
+        X.shape[0],
+        n_threads if runs_native(X) else 1,
+    )
     return hashes
 
 
@@ -83,6 +88,9 @@ def kmeans_plusplus(X, n_clusters, weights, rng, n_threads=1):
     while len(centers) < n_clusters and mass.total() > 0:  # else every row of positive weight is at a center
         candidates = mass.draw(rng.random(n_trials))
         state.look(candidates)
+        if state.in_vain():
+            state = state.plain()
+            state.look(candidates)
         gains = state.gains()  # what each takes off the potential, the sum of mass
         best = np.argmax(gains >= gains.max() - SAME * mass.total())
         centers = np.append(centers, candidates[best])
@@ -112,7 +120,7 @@ class Mass:
         return self.cumulated[-1]
 
     def draw(self, uniforms):
-        """Rows in proportion to their mass, one for each of the uniform numbers in [0, 1), in canonical order."""
+        """Rows in proportion to their mass, one for each number in [0, 1), in canonical order."""
         places = uniforms * self.total()
         last = np.searchsorted(self.cumulated, self.total())  # the last block that adds any mass
         blocks = np.minimum(np.searchsorted(self.cumulated, places, side="right"), last)
@@ -145,6 +153,10 @@ class Seeding:
     def look(self, candidates):
         """Find the rows that are closer to each of the candidate rows."""
         self.closer = self.to_rows(candidates, np.tile(self.closest, (len(candidates), 1)))
+
+    def in_vain(self):
+        """Whether another class would be faster."""
+        return False
 
     def gains(self):
         """What each candidate takes off the weighted sum of closest, (n_candidates,)."""
@@ -194,6 +206,7 @@ class CertifiedSeeding:
         self.rows = np.empty((n_trials, n_samples), dtype=np.int32)
         self.sq_distances = np.empty((n_trials, n_samples))
         self.starts = np.arange(0, n_samples, PART_ROWS)
+        self.n_failures = 0
 
     def look(self, candidates):
         """Find the rows that are closer to each of the candidate rows."""
@@ -206,13 +219,29 @@ class CertifiedSeeding:
         self.n_closer = np.empty((len(self.starts), len(candidates)), dtype=np.int64)
         self.part_gains = np.empty((len(self.starts), len(candidates)))
 
+        self.evaluated = []
+
         def scan(parts):
-            _kernels.native.closer_candidates(
+            evaluated = _kernels.native.closer_candidates(
                 self.X, plane, panels, self.thresholds, self.caps, self.closest, self.weights, PART_ROWS,
                 parts.start, parts.stop, self.rows, self.sq_distances, self.n_closer, self.part_gains,
             )  # fmt: skip
+            self.evaluated.append(evaluated)
 
         run_tasks(scan, len(self.starts), 4 * self.n_threads, self.n_threads, multiple=1)
+
+    def in_vain(self):
+        """Whether the bound excludes too little, on rows wide enough for matrix products to be faster."""
+        if self.plane is None or self.n_centers < EARLY:
+            return False
+        self.n_failures += sum(self.evaluated) > FAILURE * self.n_closer.shape[1] * len(self.closest)
+        return self.n_failures > EARLY
+
+    def plain(self):
+        """The plain class, from here on."""
+        other = Seeding(self.X, self.weights)
+        other.closest, other.labels, other.n_centers = self.closest, self.labels, self.n_centers
+        return other
 
     def gains(self):
         """What each candidate takes off the weighted sum of closest, (n_candidates,)."""
