@@ -48,7 +48,13 @@ def scans_however_little_it_saves(monkeypatch):
     """Small problems take the scan, and keep to it."""
     monkeypatch.setattr(planes, "LEAST_WORK", 0)
     monkeypatch.setattr(planes, "GUESSED", 1000)
-    monkeypatch.setattr(planes, "JUDGED_ROWS", 16)
+    monkeypatch.setattr(planes, "JUDGED_ROWS", 256)
+
+
+def scan_on(monkeypatch):
+    """However slow the scan turns out to be."""
+    monkeypatch.setattr(planes.NearestCenters, "_judge", lambda *args: None)
+    monkeypatch.setattr(planes.NearestCenters, "_promises", lambda *args: True)
 
 
 def awkward(case, n_samples, n_features, dtype, seed=0):  # noqa: C901 - a table of cases
@@ -59,8 +65,9 @@ def awkward(case, n_samples, n_features, dtype, seed=0):  # noqa: C901 - a table
     elif case == "clusters":
         X = 10 * rng.normal(size=(20, n_features))[rng.integers(20, size=n_samples)] + X
     elif case == "near ties":  # rows halfway between two others, but for one unit in the last place
-        X[::3] = (X[1::3][: len(X[::3])] + X[2::3][: len(X[::3])].mean(axis=0)) / 2
-        X[::3] = np.nextafter(X[::3].astype(dtype), dtype(np.inf))
+        third = n_samples // 3
+        X[:third] = (X[third : 2 * third] + X[2 * third : 3 * third]) / 2
+        X[:third] = np.nextafter(X[:third].astype(dtype), dtype(np.inf))
     elif case == "duplicates":
         X = X[rng.integers(n_samples // 4, size=n_samples)]
     elif case == "long row":
@@ -134,7 +141,7 @@ def test_labels_are_those_of_differences(instruction_set, monkeypatch, case, dty
     X, expected_steps = cached_steps(case, shape, dtype)
     n_samples, _, n_clusters = shape
     monkeypatch.setattr(planes, "GUESSED", guessed)
-    monkeypatch.setattr(planes.NearestCenters, "_judge", lambda *args: None)  # scan on, however slow
+    scan_on(monkeypatch)
     search = planes.NearestCenters(X, n_clusters, n_threads=2)
     assert search.scans
     labels, sq_distances = np.full(n_samples, -1, dtype=np.int32), np.empty(n_samples)
@@ -147,7 +154,7 @@ def test_labels_are_those_of_differences(instruction_set, monkeypatch, case, dty
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_lower_bounds_hold_and_save_work(instruction_set, monkeypatch, dtype):
     X = awkward("clusters", 1200, 64, dtype)
-    monkeypatch.setattr(planes.NearestCenters, "_judge", lambda *args: None)
+    scan_on(monkeypatch)
     search = planes.NearestCenters(X, 256, n_threads=1)
     labels, sq_distances = np.full(len(X), -1, dtype=np.int32), np.empty(len(X))
     for centers, _, _ in steps(X, 256, 8):
@@ -235,7 +242,7 @@ def test_rows_that_defeat_the_bound_go_to_the_lane_kernel(instruction_set, monke
     left = []
     plain = blocks.nearest_centers
     monkeypatch.setattr(planes, "GUESSED", 100)
-    monkeypatch.setattr(planes.NearestCenters, "_judge", lambda *args: None)
+    scan_on(monkeypatch)
     monkeypatch.setattr(
         blocks, "nearest_centers", lambda rows, *args: left.append(len(rows)) or plain(rows, *args)
     )
@@ -276,3 +283,16 @@ def test_a_scan_that_does_not_pay_is_given_up():
         search(centers, labels, sq_distances)
         assert_array_equal(labels, expected)
         assert_array_equal(sq_distances, expected_sq_distances)
+
+
+@pytest.mark.parametrize(("case", "promising"), [("clusters", True), ("two clouds", False)])
+def test_a_trial_tells_whether_the_bound_serves(case, promising):
+    rng = np.random.default_rng(0)
+    if promising:
+        X = 10 * rng.normal(size=(300, 64))[rng.integers(300, size=6000)] + rng.normal(size=(6000, 64))
+    else:
+        X = rng.normal(size=(6000, 64)) + 1e4 * rng.choice([-1, 1], size=(6000, 1)) * rng.normal(size=64)
+    centers = X[rng.choice(6000, 1024, replace=False)]
+    labels, _ = blocks.nearest_centers(X, centers)
+    search = planes.NearestCenters(X, 1024, n_threads=1)
+    assert search._promises(planes.all_features(X), centers, labels) == promising

@@ -115,7 +115,8 @@ class NearestCenters:
         """Write the labels (n_samples,) int32 and squared distances (n_samples,) of all rows."""
         centers = np.ascontiguousarray(centers, dtype=np.float64)
         labelled = labels[0] >= 0
-        plane = self._plane(labelled) if self.scans and (labelled or len(centers) >= GUESSED) else None
+        tried = self.scans and (labelled or len(centers) >= GUESSED)
+        plane = self._plane(centers, labels) if tried else None
         drifts = self._drifts(centers, labelled)
         panels = None if plane is None else pack_centers(centers, plane, drifts)
         self.centers = None if panels is None else centers
@@ -148,14 +149,33 @@ class NearestCenters:
             self.packed = blocks.PackedRows(self.X, self.n_threads)
         self.packed.nearest_centers(centers, labels, sq_distances)
 
+    def _plain_seconds(self, rows, centers):
+        """What the lane kernel would take for all rows, from its time for some."""
+        start = perf_counter()
+        blocks.nearest_centers(rows, centers)
+        return (perf_counter() - start) * len(self.X) / len(rows) / self.n_threads
+
     def _judge(self, seconds, centers):
         """Give the scan up when it was slower twice than the lane kernel is; labels do not depend on it."""
-        start = perf_counter()
-        blocks.nearest_centers(self.X[:JUDGED_ROWS], centers)
-        plain = (perf_counter() - start) * len(self.X) / min(JUDGED_ROWS, len(self.X)) / self.n_threads
-        self.n_failures = self.n_failures + 1 if seconds > 0.9 * plain else 0
+        too_slow = seconds > 0.9 * self._plain_seconds(self.X[:JUDGED_ROWS], centers)
+        self.n_failures = self.n_failures + 1 if too_slow else 0
         if self.n_failures == 2:
             self.scans, self.plane = False, None
+
+    def _promises(self, embedding, centers, labels):
+        """Whether the scan of some rows, as a trial before all are packed, is faster than the lane kernel."""
+        chosen = slice(None, None, max(1, len(self.X) // JUDGED_ROWS))
+        rows, labels = np.ascontiguousarray(self.X[chosen]), labels[chosen].copy()
+        plane = pack_plane(rows, embedding)
+        panels = None if plane is None else pack_centers(centers, plane, np.full(len(centers), np.inf))
+        if panels is None:
+            return False
+        start = perf_counter()
+        left = _kernels.native.certified_nearest(
+            rows, plane, panels, 0, len(rows), 0.0, labels, np.empty(len(rows)), np.zeros(len(rows))
+        )
+        seconds = (perf_counter() - start) * len(self.X) / len(rows) / self.n_threads
+        return len(left) < len(rows) / 2 and seconds < 0.8 * self._plain_seconds(rows, centers)
 
     def _drifts(self, centers, labelled):
         """How far each center has moved since the labels were found, (n_clusters,), at most."""
@@ -172,18 +192,21 @@ class NearestCenters:
         margin = MARGIN * typical
         return margin if np.quantile(drifts, 0.3) <= margin else 0.0
 
-    def _plane(self, labelled):
+    def _plane(self, centers, labels):
         """The plane to scan: all features at first, the head once centers are means, of short tails."""
+        labelled = labels[0] >= 0
         embedding = None
         if labelled and self.has_head and not self.is_head:
             embedding = head_embedding(self.X, HEAD_ENERGY)
             self.has_head = self.is_head = embedding is not None
         if self.plane is None and embedding is None:
             embedding = all_features(self.X)
-        if embedding is not None:
-            fine = None if self.plane is None else self.plane.fine  # of the same origin
-            self.plane = pack_plane(self.X, embedding, self.n_threads, fine)
-            self.scans = self.plane is not None
+        if embedding is None:
+            return self.plane
+        fine = None if self.plane is None else self.plane.fine  # of the same origin
+        promising = not labelled or self._promises(embedding, centers, labels)
+        self.plane = pack_plane(self.X, embedding, self.n_threads, fine) if promising else None
+        self.scans = self.plane is not None
         return self.plane
 
 
