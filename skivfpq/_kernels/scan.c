@@ -65,9 +65,10 @@ static quantized quantize(const float *v, int64_t n, float step, int8_t *levels)
     return result;
 }
 
-/* |v - step levels|, at most: float sums of squares and the step's own rounding are right to 1e-5. */
-static double rounding_error(quantized q, float step) {
-    return sqrt((double)q.sq_error) * 1.0001 + 1e-6 * (double)step * sqrt((double)q.sq_norm);
+/* |v - step levels|, at most: float sums of n <= 2^14 squares and the step's own rounding are right to
+ * 1e-4 and 1e-6, and squares below 1e-36 may be lost. */
+static double rounding_error(quantized q, int64_t n, float step) {
+    return sqrt((double)q.sq_error) * 1.0001 + 1e-6 * (double)step * sqrt((double)q.sq_norm) + 1e-18 * sqrt((double)n);
 }
 
 void PACK_ROWS(const float *Y, int64_t n, int64_t width, double scale, const float *bounds, int64_t units,
@@ -82,7 +83,7 @@ void PACK_ROWS(const float *Y, int64_t n, int64_t width, double scale, const flo
             for (int l = 0; l < 4; l++)
                 code[u * lanes * 4 + l] = (uint8_t)((fits && 4 * u + l < width ? levels[4 * u + l] : 0) + 128);
         sq_norms[i] = fits ? q.sq_norm : 0;
-        errors[i] = fits ? (float)(rounding_error(q, (float)scale) * (1 + 1e-6)) + bounds[i] : INFINITY;
+        errors[i] = fits ? (float)(rounding_error(q, width, (float)scale) * (1 + 1e-6)) + bounds[i] : INFINITY;
     }
 }
 
@@ -95,7 +96,7 @@ double PACK_COLUMNS(const float *Y, int64_t k, int64_t width, double scale, cons
         quantized q = quantize(Y + i * width, width, (float)scale, levels);
         for (int64_t j = 0; j < width; j++) panel[PANEL_OFFSET(i % COLUMNS, j)] = levels[j];
         starts[i] = (int32_t)(-128 * q.sum - (int64_t)floor(scale * q.sq_norm / (2 * row_scale)));
-        error = fmax(error, rounding_error(q, (float)scale) + bounds[i]);
+        error = fmax(error, rounding_error(q, width, (float)scale) + bounds[i]);
     }
     return error;
 }
@@ -113,7 +114,7 @@ void PACK_FINE_ROWS(const void *X, int is_f64, int64_t n, int64_t d, const float
         scales[i] = largest / 126.99f;
         quantized q = quantize(v, d, scales[i], codes + i * d);
         sq_norms[i] = q.sq_norm;
-        errors[i] = (float)(rounding_error(q, scales[i]) * (1 + 1e-6));
+        errors[i] = (float)(rounding_error(q, d, scales[i]) * (1 + 1e-6));
     }
 }
 
@@ -298,11 +299,10 @@ static int64_t panels_needed(const skivfpq_scan *s, double u, double lower) {
     return (low + COLUMNS - 1) / COLUMNS;
 }
 
-/* Sorts rows by the panels that they need, most first; returns how many need any. */
+/* Sorts rows by the panels that they need, most first; returns how many need any. starts: zeros. */
 static int64_t sort_rows(const skivfpq_scan *s, int64_t first_row, int64_t last_row, int64_t n_panels,
                          const double *sq_distances, const double *lower, int64_t *starts, int32_t *needs,
                          int32_t *rows) {
-    for (int64_t p = 0; p <= n_panels + 1; p++) starts[p] = 0;
     for (int64_t row = first_row; row < last_row; row++) {
         int64_t need = panels_needed(s, sqrt(sq_distances[row]), lower[row]);
         needs[row - first_row] = (int32_t)(need == 0 && s->n_far ? 1 : need);
@@ -338,8 +338,9 @@ int64_t CERTIFIED_NEAREST(const skivfpq_scan *s, int64_t first_row, int64_t last
     int64_t n_panels = (s->n_columns + COLUMNS - 1) / COLUMNS, n_unserved = 0, d = s->n_features;
     int64_t allowed = s->n_columns / 16 * SUPERBLOCK * BLOCK; /* an evaluation costs less than ten lane scores */
     workspace *w = malloc(sizeof(workspace));
-    int64_t *starts = malloc(sizeof(int64_t) * (n_panels + 2));
-    int32_t *needs = malloc(sizeof(int32_t) * (last_row - first_row)), *rows = malloc(sizeof(int32_t) * (last_row - first_row));
+    int64_t *starts = calloc(n_panels + 2, sizeof(int64_t));
+    int32_t *needs = malloc(sizeof(int32_t) * (last_row - first_row));
+    int32_t *rows = malloc(sizeof(int32_t) * (last_row - first_row));
     uint8_t *memory = malloc((SUPERBLOCK + 1) * s->units * 64 + 64);
     int failed = !w || !starts || !needs || !rows || !memory;
     for (int64_t row = first_row; row < last_row && !failed; row++)

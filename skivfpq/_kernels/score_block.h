@@ -17,24 +17,7 @@
 
 #define BLOCK 16
 
-#if defined(__AVX512VNNI__) && defined(__AMX_INT8__)
-
-#include <immintrin.h>
-#define COLUMNS 16
-#define LARGEST_COLUMN 127
-#define WRAPS 0
-#define UNITS_MULTIPLE 16 /* a tile takes 64 features */
-#define PANEL_OFFSET(c, j) ((j) / 64 * COLUMNS * 64 + (c) * 64 + (j) % 64)
-
-#elif defined(__AVX512VNNI__)
-
-#include <immintrin.h>
-#define COLUMNS 16
-#define LARGEST_COLUMN 127
-#define WRAPS 0
-#define UNITS_MULTIPLE 1
-
-#elif defined(__AVX2__)
+#if defined(__AVX2__)
 
 #include <immintrin.h>
 #define COLUMNS 6
@@ -126,7 +109,7 @@ static int score_block(SCORE_BLOCK_ARGUMENTS) {
 
 #else
 
-/* Portable, exact in int32; also what the tile and dot product kernels must equal. */
+/* Portable, exact in int32. */
 static int score_block(SCORE_BLOCK_ARGUMENTS) {
     int any = 0;
     (void)caps, (void)columns;
