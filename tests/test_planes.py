@@ -278,6 +278,10 @@ def test_a_scan_that_does_not_pay_is_given_up():
     search._judge(1e3, X[:256].astype(np.float64))
     assert not search.scans
     assert search.plane is None
+    proven = planes.NearestCenters(X, 256, n_threads=1)
+    for seconds in (0.0, 0.0, 1e3, 1e3):
+        proven._judge(seconds, X[:256].astype(np.float64))
+    assert proven.scans
     labels, sq_distances = np.full(len(X), -1, dtype=np.int32), np.empty(len(X))
     for centers, expected, expected_sq_distances in steps(X, 256, 3):
         search(centers, labels, sq_distances)

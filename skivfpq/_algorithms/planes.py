@@ -108,7 +108,7 @@ class NearestCenters:
         self.scans = pays(X, n_clusters)
         self.has_head = self.scans and head_pays(X, n_clusters)
         self.plane = self.centers = self.packed = None
-        self.n_failures = 0
+        self.n_failures = self.n_successes = 0
         self.is_head = False
 
     def __call__(self, centers, labels, sq_distances):
@@ -156,9 +156,15 @@ class NearestCenters:
         return (perf_counter() - start) * len(self.X) / len(rows) / self.n_threads
 
     def _judge(self, seconds, centers):
-        """Give the scan up when it was slower twice than the lane kernel is; labels do not depend on it."""
+        """Keep to the scan, or give it up, when it was twice faster, or twice slower, than the lane kernel.
+
+        Labels do not depend on it.
+        """
+        if self.n_successes == 2:
+            return
         too_slow = seconds > 0.9 * self._plain_seconds(self.X[:JUDGED_ROWS], centers)
-        self.n_failures = self.n_failures + 1 if too_slow else 0
+        self.n_failures += too_slow
+        self.n_successes += not too_slow
         if self.n_failures == 2:
             self.scans, self.plane = False, None
 
