@@ -7,7 +7,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from skivfpq import LloydKMeans, _kernels
-from skivfpq._algorithms import blocks, planes, seeding
+from skivfpq._algorithms import blocks, lloyd, planes, seeding
 
 INSTRUCTION_SETS = _kernels.native.runnable() if _kernels.NATIVE else []
 pytestmark = pytest.mark.skipif(not _kernels.NATIVE, reason="the scan is compiled only")
@@ -300,3 +300,28 @@ def test_a_trial_tells_whether_the_bound_serves(case, promising):
     labels, _ = blocks.nearest_centers(X, centers)
     search = planes.NearestCenters(X, 1024, n_threads=1)
     assert search._promises(planes.all_features(X), centers, labels) == promising
+
+
+def test_a_start_forgets_the_bounds_of_the_one_before(monkeypatch):
+    scan_on(monkeypatch)
+    X = awkward("normal", 700, 64, np.float64)
+    step = lloyd.MemoryStep(X, np.ones(len(X)), 1, 256)
+    *_, (last, _, _) = steps(X, 256, 4)
+    for centers in (last, last, last):  # which find bounds a little beyond the nearest centers
+        step(centers)
+    beyond = step.search.lower / np.sqrt(np.maximum(step.sq_distances, 1e-9))
+    row = np.argmax(np.where(step.sq_distances > 1, beyond, 0))
+    assert beyond[row] > 1.01
+    near, other = step.labels[row], (step.labels[row] + 1) % 256
+    # Another start, whose centers come to where they were, but for one that took the row meanwhile.
+    first = last.copy()
+    first[near] += 1e3
+    first[other] = X[row] + 1.005 * (X[row] - last[near])
+    second = first.copy()
+    second[near] = last[near]
+    step.start(first, *by_differences(X, first))
+    for centers in (first, second):
+        step(centers)
+        expected, expected_sq_distances = by_differences(X, centers)
+        assert_array_equal(step.labels, expected)
+        assert_array_equal(step.sq_distances, expected_sq_distances)

@@ -43,6 +43,7 @@ class MemoryStep:
         self.labels = np.full(self.X.shape[0], -1, dtype=np.int32)
         self.sq_distances = np.empty(self.X.shape[0])
         self.previous = None  # labels that sums and counts are of
+        self.search.forget()
         self.known = None if centers is None else (centers, labels, sq_distances)
 
     def __call__(self, centers):

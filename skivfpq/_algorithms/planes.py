@@ -111,6 +111,10 @@ class NearestCenters:
         self.n_failures = self.n_successes = 0
         self.is_head = False
 
+    def forget(self):
+        """Take the labels of the next call as given: the bounds are not of those."""
+        self.centers = None
+
     def __call__(self, centers, labels, sq_distances):
         """Write the labels (n_samples,) int32 and squared distances (n_samples,) of all rows."""
         centers = np.ascontiguousarray(centers, dtype=np.float64)
