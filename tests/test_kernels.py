@@ -205,3 +205,42 @@ def test_environment_picks_the_kernels():
         assert f"kernels: compiled, {name}" in stdout
     if INSTRUCTION_SETS:
         assert "SKIVFPQ_SIMD must be one of" in _what_runs(SKIVFPQ_SIMD="mmx").stderr
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("code_dtype", [np.uint8, np.uint16])
+def test_encode_is_the_nearest_codeword_of_each_subspace(kernels, dtype, code_dtype):
+    rng = np.random.default_rng(0)
+    X = rng.integers(-3, 4, size=(2051, 11)).astype(dtype)  # with ties; more rows than a block
+    columns, sizes = np.array([0, 4, 8, 11]), [5, 1, 17]
+    books = [
+        X[rng.integers(len(X), size=size), start:stop].astype(np.float64)
+        for size, start, stop in zip(sizes, columns, columns[1:])
+    ]
+    codes = np.full((len(X), 3), 99, dtype=code_dtype)
+    flat = np.concatenate([book.ravel() for book in books])
+    kernels.encode(X, columns, flat, np.cumsum([0, *sizes]), codes)
+    for m, book in enumerate(books):
+        expected, _ = by_differences(X[:, columns[m] : columns[m + 1]], book)
+        assert_array_equal(codes[:, m], expected)
+
+
+@pytest.mark.skipif(not _kernels.NATIVE, reason="compiled kernels")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", INSTRUCTION_SETS)
+def test_adding_rows_has_the_bits_of_cluster_sums(name, dtype):
+    rng = np.random.default_rng(1)
+    X, weights = rng.normal(size=(500, 13)).astype(dtype), rng.uniform(size=500)
+    labels = rng.integers(7, size=500).astype(np.int32)
+    labels[labels == 4] = 5  # an empty cluster
+    order, bounds = np.empty(500, dtype=np.int32), np.empty(8, dtype=np.int32)
+    reference.order_by_label(labels, order, bounds)
+    sums, counts = np.full((7, 13), np.nan), np.full(7, np.nan)
+    expected, expected_counts = sums.copy(), counts.copy()
+    reference.cluster_sums(X, weights, order, bounds, np.arange(7), expected, expected_counts)
+    before = _kernels.native.INSTRUCTION_SET
+    _kernels.native.use(name)
+    _kernels.native.add_rows(X, weights, labels, sums, counts)
+    _kernels.native.use(before)
+    assert_array_equal(sums, expected)
+    assert_array_equal(counts, expected_counts)

@@ -10,6 +10,7 @@ from joblib.parallel import get_active_backend
 
 from skivfpq import _kernels
 
+CACHED = 1 << 18  # bytes that stay in the second cache
 TILE_MULTIPLE = 48  # rows of a task start at a block of 16 rows and a tile of 8, 16 or 48
 ROWS_PER_TASK = 2048  # a native call packs the centers anew: below 1/1000 of its work at this height
 
@@ -48,6 +49,9 @@ def nearest_centers(X, centers, n_threads=1, labels=None, sq_distances=None):
 
 def cluster_sums(X, weights, labels, clusters, sums, counts, n_threads=1):
     """Weighted sums (n_clusters, n_features) and total weights (n_clusters,) of the given clusters."""
+    if runs_native(X) and n_threads == 1 and sums.nbytes <= CACHED:
+        _kernels.native.add_rows(X, weights, labels, sums, counts)
+        return
     order, bounds = np.empty(len(labels), dtype=np.int32), np.empty(len(counts) + 1, dtype=np.int32)
     _kernels.order_by_label(labels, order, bounds)
 
@@ -64,11 +68,7 @@ class PackedRows:
     def __init__(self, X, n_threads):
         self.X, self.n_threads = X, n_threads
         height = _kernels.native.tile_rows()
-        self.origin = X.mean(axis=0, dtype=np.float64)
-        reach = np.maximum(X.max(axis=0) - self.origin, self.origin - X.min(axis=0)).max()
-        self.scale = float(
-            np.ldexp(1.0, min(1000, -int(np.frexp(reach)[1])))
-        )  # the largest value in [1/2, 1)
+        self.origin, self.scale = origin_and_scale(X)
         self.tiles = np.zeros((-(-len(X) // height), X.shape[1], height), dtype=np.float32)
         self.lengths = np.empty(len(X))
 
@@ -89,6 +89,13 @@ class PackedRows:
             )  # fmt: skip
 
         map_rows(assign, len(self.X), self.n_threads)
+
+
+def origin_and_scale(X):
+    """Mean of the rows (n_features,) and the power of two that brings what is left of them below one."""
+    origin = X.mean(axis=0, dtype=np.float64)
+    reach = np.maximum(X.max(axis=0) - origin, origin - X.min(axis=0)).max()
+    return origin, float(np.ldexp(1.0, min(1000, -int(np.frexp(reach)[1]))))
 
 
 def runs_native(X):

@@ -5,10 +5,10 @@ from itertools import pairwise
 
 import numpy as np
 
+from skivfpq._algorithms.blocks import map_rows, run_tasks, runs_native
 from skivfpq._algorithms.lloyd import MemoryStep, lloyd
-from skivfpq._algorithms.planes import nearest_centers
 from skivfpq._algorithms.seeding import random_rows, too_few_distinct_rows
-from skivfpq._kernels import row_blocks, sq_distance_matrix
+from skivfpq._kernels import encode, row_blocks, sq_distance_matrix
 
 N_ALTERNATIONS = 20  # of OPQ: later ones lower the error by less than 0.1 % each
 
@@ -38,14 +38,19 @@ def train_codebooks(X, slices, n_codewords, *, max_iter, rng, n_threads, report)
 
 def refine_codebooks(X, slices, codebooks, *, max_iter, n_threads, report=lambda message: None):
     """Lloyd iterations in each subspace from given codebooks; returns codebooks and n_iter."""
-    refined, n_iters = [], []
-    for m, columns in enumerate(slices):
-        step = MemoryStep(np.ascontiguousarray(X[:, columns]), np.ones(len(X)), n_threads, len(codebooks[m]))
-        codewords, inertia, n_iter = lloyd(step, codebooks[m], max_iter=max_iter, tol=0.0)
+    outer, inner = (n_threads, 1) if len(slices) >= n_threads else (1, n_threads)
+    results = [None] * len(slices)
+
+    def refine(subspaces):
+        for m in range(subspaces.start, subspaces.stop):
+            rows = np.ascontiguousarray(X[:, slices[m]])
+            step = MemoryStep(rows, np.ones(len(X)), inner, len(codebooks[m]))
+            results[m] = lloyd(step, codebooks[m], max_iter=max_iter, tol=0.0)
+
+    run_tasks(refine, len(slices), len(slices), outer, multiple=1)
+    for m, (_, inertia, n_iter) in enumerate(results):
         report(f"Subspace {m}: {n_iter} iterations, squared error {inertia / len(X):.6g} a row.")
-        refined.append(codewords)
-        n_iters.append(n_iter)
-    return refined, max(n_iters)
+    return [codewords for codewords, _, _ in results], max(n_iter for _, _, n_iter in results)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,10 +82,15 @@ class Codebooks:
         """Number of the nearest codeword in each subspace, (n_samples, n_subspaces)."""
         if codes is None:
             codes = np.empty((len(X), len(self.slices)), np.uint8 if self.n_codewords <= 256 else np.uint16)
-        rotated = rotate(X, self.rotation)
-        for m, columns in enumerate(self.slices):
-            part = np.ascontiguousarray(rotated[:, columns])
-            codes[:, m], _ = nearest_centers(part, self.codewords[m], n_threads)
+        columns = np.array([part.start for part in self.slices] + [self.slices[-1].stop])
+        codewords = np.concatenate([part.ravel() for part in self.codewords]).astype(np.float64)
+        first_codewords = np.cumsum([0] + [len(part) for part in self.codewords])
+
+        def encode_rows(rows):
+            rotated = np.ascontiguousarray(rotate(X[rows], self.rotation))
+            encode(rotated, columns, codewords, first_codewords, codes[rows])
+
+        map_rows(encode_rows, len(X), n_threads if runs_native(X) else 1)
         return codes
 
     def decode(self, codes):

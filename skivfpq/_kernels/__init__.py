@@ -28,6 +28,7 @@ __all__ = [
     "adc_scan",
     "cluster_sums",
     "dense_rows",
+    "encode",
     "is_zero_row",
     "nearest_centers",
     "order_by_label",
@@ -52,6 +53,7 @@ else:
 NATIVE = native is not None
 _dense = native if NATIVE else reference
 adc_scan = _dense.adc_scan
+encode = _dense.encode
 order_by_label = _dense.order_by_label
 
 

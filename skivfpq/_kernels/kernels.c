@@ -51,7 +51,7 @@ static int label_rows(const void *X, int is_f64, int64_t d, const double *center
             if (sq < best) best = sq, labels[rows[r]] = (int32_t)i;
         }
     }
-    for (int64_t i = first; i < last && left >= 0; i++)
+    for (int64_t i = first; i < last && left >= 0 && sq_distances; i++)
         sq_distances[i] = sq_distance(X, is_f64, i, centers + labels[i] * d, d);
     free(rows);
     return left < 0 ? -1 : 0;
@@ -79,7 +79,36 @@ static int nearest_centers_f64(const double *X, int64_t n, int64_t d, const doub
     return nearest_centers(X, 1, n, d, centers, k, labels, sq_distances);
 }
 
-/* The same from rows that were packed once. */
+/* Codes of some rows: the nearest codeword in each subspace, whose columns are gathered first. */
+#define ENCODED_ROWS 2048
+
+static int encode(const void *X, int is_f64, int64_t n, int64_t d, int64_t n_subspaces, const int64_t *columns,
+                  const double *codewords, const int64_t *first_codewords, int code_bytes, void *codes) {
+    int64_t widest = 0, size = is_f64 ? sizeof(double) : sizeof(float);
+    for (int64_t m = 0; m < n_subspaces; m++)
+        widest = columns[m + 1] - columns[m] > widest ? columns[m + 1] - columns[m] : widest;
+    char *part = malloc(ENCODED_ROWS * widest * size);
+    int32_t *labels = malloc(sizeof(int32_t) * ENCODED_ROWS);
+    int status = part && labels ? 0 : -1;
+    for (int64_t first = 0; first < n; first += ENCODED_ROWS) {
+        int64_t rows = n - first < ENCODED_ROWS ? n - first : ENCODED_ROWS;
+        const double *book = codewords;
+        for (int64_t m = 0; m < n_subspaces && status == 0; m++) {
+            int64_t width = columns[m + 1] - columns[m], k = first_codewords[m + 1] - first_codewords[m];
+            for (int64_t i = 0; i < rows; i++)
+                memcpy(part + i * width * size, (const char *)X + ((first + i) * d + columns[m]) * size, width * size);
+            status = nearest_centers(part, is_f64, rows, width, book, k, labels, NULL);
+            for (int64_t i = 0; i < rows && status == 0; i++)
+                if (code_bytes == 1) ((uint8_t *)codes)[(first + i) * n_subspaces + m] = (uint8_t)labels[i];
+                else ((uint16_t *)codes)[(first + i) * n_subspaces + m] = (uint16_t)labels[i];
+            book += k * width;
+        }
+    }
+    free(part), free(labels);
+    return status;
+}
+
+/* Labels from rows that were packed once. */
 static int nearest_packed(const void *X, int is_f64, int64_t d, const double *centers, int64_t k,
                           const double *origin, double scale, const float *tiles, const double *lengths,
                           int64_t first, int64_t last, int32_t *labels, double *sq_distances) {
@@ -122,6 +151,20 @@ static void order_by_label(const int32_t *labels, int64_t n, int64_t k, int32_t 
     }
 CLUSTER_SUMS(cluster_sums_f32, float)
 CLUSTER_SUMS(cluster_sums_f64, double)
+
+/* The same sums for all clusters in one walk over the rows. */
+#define ADD_ROWS(NAME, REAL)                                                                         \
+    static void NAME(const REAL *X, int64_t n, int64_t d, const double *weights, const int32_t *labels, \
+                     int64_t k, double *sums, double *counts) {                                      \
+        memset(sums, 0, sizeof(double) * k * d), memset(counts, 0, sizeof(double) * k);              \
+        for (int64_t i = 0; i < n; i++) {                                                            \
+            double *sum = sums + labels[i] * d, weight = weights[i];                                 \
+            for (int64_t j = 0; j < d; j++) sum[j] += weight * (double)X[i * d + j];                 \
+            counts[labels[i]] += weight;                                                             \
+        }                                                                                            \
+    }
+ADD_ROWS(add_rows_f32, float)
+ADD_ROWS(add_rows_f64, double)
 
 /* Scrambled bits of a value; zeros of either sign give 0. */
 static inline uint64_t mix(double value) {
@@ -168,4 +211,5 @@ const skivfpq_kernels TABLE(LEVEL) = {nearest_centers_f32, nearest_centers_f64, 
                                       cluster_sums_f32, cluster_sums_f64, row_hashes_f32, row_hashes_f64, PROJECT,
                                       nearest_packed, TILE(f32), PACK_TILES(f32), order_by_label,
                                       &SCAN_SHAPE, PACK_ROWS, PACK_COLUMNS, CERTIFIED_NEAREST,
-                                      PACK_FINE_ROWS, PACK_FINE_COLUMNS, SET_CLOSEST, CLOSER_CANDIDATES};
+                                      PACK_FINE_ROWS, PACK_FINE_COLUMNS, SET_CLOSEST, CLOSER_CANDIDATES,
+                                      add_rows_f32, add_rows_f64, encode};

@@ -85,6 +85,12 @@ cdef extern from "kernels.h":
         int64_t (*closer_candidates)(const skivfpq_scan *, const int32_t *, const int32_t *, const double *,
                                      const double *, int64_t, int64_t, int64_t, int64_t, int32_t *,
                                      double *, int64_t *, double *) noexcept nogil
+        void (*add_rows_f32)(const float *, int64_t, int64_t, const double *, const int32_t *, int64_t,
+                             double *, double *) noexcept nogil
+        void (*add_rows_f64)(const double *, int64_t, int64_t, const double *, const int32_t *, int64_t,
+                             double *, double *) noexcept nogil
+        int (*encode)(const void *, int, int64_t, int64_t, int64_t, const int64_t *, const double *,
+                      const int64_t *, int, void *) noexcept nogil
     const skivfpq_kernels *skivfpq_pick(const char *name)
     const char *skivfpq_runnable(int i)
 
@@ -164,6 +170,27 @@ def cluster_sums(
         else:
             kernels.cluster_sums_f64(&X[0, 0], X.shape[1], &weights[0], &order[0], &bounds[0], &clusters[0],
                                      clusters.shape[0], &sums[0, 0], &counts[0])
+
+
+def add_rows(
+    const floating[:, ::1] X,        # IN (n_samples, n_features)
+    const double[::1] weights,       # IN (n_samples,)
+    const int32_t[::1] labels,       # IN (n_samples,)
+    double[:, ::1] sums,             # OUT (n_clusters, n_features)
+    double[::1] counts,              # OUT (n_clusters,)
+):
+    """Weighted sum and total weight of the rows of each cluster, rows added in their order."""
+    cdef int64_t n = X.shape[0]
+    if (weights.shape[0] != n or labels.shape[0] != n or sums.shape[1] != X.shape[1]
+            or counts.shape[0] != sums.shape[0] or n == 0):
+        raise ValueError("add_rows: shapes do not fit together.")
+    with nogil:
+        if floating is float:
+            kernels.add_rows_f32(&X[0, 0], n, X.shape[1], &weights[0], &labels[0], sums.shape[0],
+                                 &sums[0, 0], &counts[0])
+        else:
+            kernels.add_rows_f64(&X[0, 0], n, X.shape[1], &weights[0], &labels[0], sums.shape[0],
+                                 &sums[0, 0], &counts[0])
 
 
 def row_hashes(
@@ -248,6 +275,33 @@ def order_by_label(
         return
     with nogil:
         kernels.order_by_label(&labels[0], labels.shape[0], bounds.shape[0] - 1, &order[0], &bounds[0])
+
+
+def encode(
+    const floating[:, ::1] X,          # IN (n_samples, n_features)
+    const int64_t[::1] columns,        # IN (n_subspaces + 1,), where each subspace starts
+    const double[::1] codewords,       # IN (k_m, width_m) of each subspace, one after the other
+    const int64_t[::1] first_codewords,  # IN (n_subspaces + 1,), how many there are before each subspace
+    code_type[:, ::1] codes,           # OUT (n_samples, n_subspaces)
+):
+    """Number of the nearest codeword of each subspace, lowest on ties."""
+    cdef int64_t n_subspaces = columns.shape[0] - 1, size = 0, m, most = 256 if code_type is uint8_t else 65536
+    cdef int status
+    for m in range(n_subspaces):
+        if (not 0 <= columns[m] < columns[m + 1] <= X.shape[1]
+                or not 0 < first_codewords[m + 1] - first_codewords[m] <= most):
+            raise ValueError("encode: subspaces and codewords do not fit together.")
+        size += (columns[m + 1] - columns[m]) * (first_codewords[m + 1] - first_codewords[m])
+    if (first_codewords.shape[0] != n_subspaces + 1 or codewords.shape[0] != size
+            or codes.shape[0] != X.shape[0] or codes.shape[1] != n_subspaces):
+        raise ValueError("encode: shapes do not fit together.")
+    if X.shape[0] == 0:
+        return
+    with nogil:
+        status = kernels.encode(&X[0, 0], floating is double, X.shape[0], X.shape[1], n_subspaces, &columns[0],
+                                &codewords[0], &first_codewords[0], sizeof(code_type), &codes[0, 0])
+    if status != 0:
+        raise MemoryError("No memory for the rows of a subspace.")
 
 
 def adc_scan(

@@ -218,6 +218,22 @@ def _mix(values):
     return bits
 
 
+def encode(X, columns, codewords, first_codewords, codes):
+    """Number of the nearest codeword of each subspace, lowest on ties.
+
+    X : IN (n_samples, n_features)
+    columns : IN (n_subspaces + 1,) where each subspace starts
+    codewords : IN (k_m, width_m) float64 of each subspace, one after the other
+    first_codewords : IN (n_subspaces + 1,) how many there are before each subspace
+    codes : OUT (n_samples, n_subspaces) uint8 or uint16
+    """
+    labels, sq_distances = np.empty(len(X), dtype=np.int32), np.empty(len(X))
+    for m, width in enumerate(np.diff(columns)):
+        book, codewords = np.split(codewords, [(first_codewords[m + 1] - first_codewords[m]) * width])
+        nearest_centers(X[:, columns[m] : columns[m + 1]], book.reshape(-1, width), labels, sq_distances)
+        codes[:, m] = labels
+
+
 def adc_scan(tables, queries, codes, out):
     """Sum the table entries that the codes select (asymmetric distance computation).
 
