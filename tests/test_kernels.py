@@ -12,7 +12,7 @@ from scipy import sparse
 from skivfpq import _kernels
 from skivfpq._kernels import reference
 
-INSTRUCTION_SETS = _kernels.native.runnable() if _kernels.NATIVE else []
+INSTRUCTION_SETS = _kernels.native.runnable() + _kernels.native.emulated() if _kernels.NATIVE else []
 
 
 @pytest.fixture(params=["reference", *INSTRUCTION_SETS])

@@ -9,7 +9,7 @@ from numpy.testing import assert_array_equal
 from skivfpq import LloydKMeans, _kernels
 from skivfpq._algorithms import blocks, lloyd, planes, seeding
 
-INSTRUCTION_SETS = _kernels.native.runnable() if _kernels.NATIVE else []
+INSTRUCTION_SETS = _kernels.native.runnable() + _kernels.native.emulated() if _kernels.NATIVE else []
 pytestmark = pytest.mark.skipif(not _kernels.NATIVE, reason="the scan is compiled only")
 
 CASES = [
@@ -144,6 +144,19 @@ def test_labels_are_those_of_differences(instruction_set, monkeypatch, case, dty
     scan_on(monkeypatch)
     search = planes.NearestCenters(X, n_clusters, n_threads=2)
     assert search.scans
+    labels, sq_distances = np.full(n_samples, -1, dtype=np.int32), np.empty(n_samples)
+    for centers, expected, expected_sq_distances in expected_steps:
+        search(centers, labels, sq_distances)
+        assert_array_equal(labels, expected)
+        assert_array_equal(sq_distances, expected_sq_distances)
+
+
+@pytest.mark.parametrize("shape", [(500, 70, 251), (500, 150, 219), (500, 197, 240), (300, 1000, 128)])
+def test_rows_of_many_units_and_panels_in_part(instruction_set, monkeypatch, shape):
+    X, expected_steps = cached_steps("clusters", shape, np.float32)
+    n_samples, _, n_clusters = shape
+    scan_on(monkeypatch)
+    search = planes.NearestCenters(X, n_clusters, n_threads=1)
     labels, sq_distances = np.full(n_samples, -1, dtype=np.int32), np.empty(n_samples)
     for centers, expected, expected_sq_distances in expected_steps:
         search(centers, labels, sq_distances)

@@ -78,5 +78,7 @@ typedef struct {
 const skivfpq_kernels *skivfpq_pick(const char *name);
 /* The i-th name that skivfpq_pick accepts here, best first; NULL behind the last. */
 const char *skivfpq_runnable(int i);
+/* The same of instruction sets emulated in plain C, so that their kernels are tested everywhere. */
+const char *skivfpq_emulated(int i);
 
 #endif

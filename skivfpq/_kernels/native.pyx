@@ -93,6 +93,7 @@ cdef extern from "kernels.h":
                       const int64_t *, int, void *) noexcept nogil
     const skivfpq_kernels *skivfpq_pick(const char *name)
     const char *skivfpq_runnable(int i)
+    const char *skivfpq_emulated(int i)
 
 ctypedef fused floating:
     float
@@ -113,10 +114,18 @@ def runnable():
     return names
 
 
+def emulated():
+    """Names of the instruction sets that are emulated in plain C, for tests: never picked by default."""
+    names = []
+    while skivfpq_emulated(len(names)) != NULL:
+        names.append(skivfpq_emulated(len(names)).decode())
+    return names
+
+
 def use(str name):
     """Switch to the named instruction set (for tests; not while a kernel runs)."""
     global kernels, INSTRUCTION_SET
-    if name not in runnable():
+    if name not in runnable() + emulated():
         raise ImportError(f"SKIVFPQ_SIMD must be one of {runnable()} on this machine, got {name!r}.")
     kernels = skivfpq_pick(name.encode())
     INSTRUCTION_SET = name

@@ -353,6 +353,7 @@ int64_t CERTIFIED_NEAREST(const skivfpq_scan *s, int64_t first_row, int64_t last
         for (int i = 0; i < SUPERBLOCK; i++) w->blocks[i].codes = aligned + i * s->units * 64;
         for (int64_t i = n_rows; i < last_row - first_row; i++) lower[rows[i]] -= s->drifts[0];
     }
+    begin_scan();
     for (int64_t start = 0; start < n_rows; start += SUPERBLOCK * BLOCK) {
         int64_t left = n_rows - start, need = needs[rows[start] - first_row];
         int n_blocks = left >= SUPERBLOCK * BLOCK ? SUPERBLOCK : (int)((left + BLOCK - 1) / BLOCK);
@@ -365,6 +366,7 @@ int64_t CERTIFIED_NEAREST(const skivfpq_scan *s, int64_t first_row, int64_t last
         for (int i = 0; i < n_blocks; i++)
             n_unserved += finish_block(w, w->blocks + i, unscanned, labels, sq_distances, lower, unserved + n_unserved);
     }
+    end_scan();
     free(w), free(starts), free(needs), free(rows), free(memory);
     return failed ? -1 : n_unserved;
 }
@@ -455,6 +457,7 @@ int64_t CLOSER_CANDIDATES(const skivfpq_scan *s, const int32_t *thresholds, cons
                           int64_t first_part, int64_t last_part, int32_t *rows, double *sq_distances,
                           int64_t *n_closer, double *gains) {
     closer_search w = {.s = s, .closest = closest, .weights = weights, .capacity = n_rows};
+    begin_scan();
     for (int64_t part = first_part; part < last_part; part++) {
         int64_t first = part * part_rows, last = first + part_rows < n_rows ? first + part_rows : n_rows;
         w.rows = rows + first, w.sq_distances = sq_distances + first;
@@ -462,5 +465,6 @@ int64_t CLOSER_CANDIDATES(const skivfpq_scan *s, const int32_t *thresholds, cons
         for (int64_t c = 0; c < s->n_columns; c++) w.n_closer[c] = 0, w.gains[c] = 0;
         search_closer(&w, thresholds, caps, first, last);
     }
+    end_scan();
     return w.n_evaluated;
 }

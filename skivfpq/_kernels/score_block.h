@@ -7,9 +7,9 @@
  *
  * Returns whether there are any; without, out and hits may be left unwritten.
  *
- * The kernels for plain SSE and AVX2 add modulo 2^16, and a hit is 0 <= out <= caps[r] there: the
- * caller vouches that no out exceeds caps[r] < 2^16, so that no hit is ever lost. An out below
- * caps[r] - 2^16 comes as a false one, which costs the time of looking at it. */
+ * The kernel for AVX2 adds modulo 2^16, and a hit is 0 <= out <= caps[r] there: the caller vouches that
+ * no out exceeds caps[r] < 2^16, so that no hit is ever lost. An out below caps[r] - 2^16 comes as a false
+ * one, which costs the time of looking at it. The others are exact in 32 bits. */
 #ifndef SKIVFPQ_SCORE_BLOCK_H
 #define SKIVFPQ_SCORE_BLOCK_H
 
@@ -17,36 +17,55 @@
 
 #define BLOCK 16
 
-#if defined(__AVX2__)
+#define SCORE_BLOCK_ARGUMENTS                                                                        \
+    const uint8_t *rows,        /* IN (units, 16, 4) */                                              \
+        const int8_t *panel,    /* IN, feature j of column c at PANEL_OFFSET(c, j) */                \
+        const int32_t *starts,  /* IN (COLUMNS,) */                                                  \
+        int64_t units, int columns, /* columns: how many of the panel are in use */                  \
+        const int32_t *thresholds, const int32_t *caps, /* IN (16,) */                               \
+        int32_t (*out)[BLOCK], uint32_t *hits           /* OUT (COLUMNS, 16), (COLUMNS,), those in use */
+
+#if defined(EMULATE_AMX) || (defined(__AMX_INT8__) && !defined(EMULATE_VNNI))
+#define HAS_TILES
+#elif defined(EMULATE_VNNI) || defined(__AVX512VNNI__)
+#define HAS_VNNI
+#endif
+
+#if defined(HAS_TILES) || defined(HAS_VNNI)
+
+/* One for each row, modulo 2^32. */
+typedef uint32_t lanes16 __attribute__((vector_size(64), aligned(4), may_alias));
+
+/* Which lanes are negative as int32. */
+#ifdef __AVX512DQ__
+#include <immintrin.h>
+static inline uint32_t sign_bits(const lanes16 *scores) { return _mm512_movepi32_mask((__m512i)*scores); }
+#else
+static inline uint32_t sign_bits(const lanes16 *scores) {
+    uint32_t bits = 0;
+    for (int r = 0; r < BLOCK; r++) bits |= (*scores)[r] >> 31 << r;
+    return bits;
+}
+#endif
+
+#endif
+
+#if defined(HAS_TILES)
+
+#include "score_amx.h"
+
+#elif defined(HAS_VNNI)
+
+#include "score_vnni.h"
+
+#elif defined(__AVX2__)
 
 #include <immintrin.h>
 #define COLUMNS 6
 #define LARGEST_COLUMN 64 /* 2 * 255 * 64 fits 16 bits: vpmaddubsw never saturates */
 #define WRAPS 1
 #define UNITS_MULTIPLE 1
-
-#else
-
-#define COLUMNS 4
-#define LARGEST_COLUMN 127
-#define WRAPS 0
-#define UNITS_MULTIPLE 1
-
-#endif
-
-#ifndef PANEL_OFFSET /* where a panel keeps feature j of column c */
 #define PANEL_OFFSET(c, j) ((j) / 4 * COLUMNS * 4 + (c) * 4 + (j) % 4)
-#endif
-
-#define SCORE_BLOCK_ARGUMENTS                                                                        \
-    const uint8_t *rows,        /* IN (units, 16, 4) */                                              \
-        const int8_t *panel,    /* IN (units, COLUMNS, 4) */                                         \
-        const int32_t *starts,  /* IN (COLUMNS,) */                                                  \
-        int64_t units, int columns, /* columns: how many of the panel are in use */                  \
-        const int32_t *thresholds, const int32_t *caps, /* IN (16,) */                \
-        int32_t (*out)[BLOCK], uint32_t *hits                          /* OUT (COLUMNS, 16), (COLUMNS,) */
-
-#if WRAPS
 
 /* Twelve accumulators, two row vectors and two products are the sixteen registers. In one asm
  * statement, because GCC otherwise moves accumulators to memory and back. */
@@ -109,6 +128,12 @@ static int score_block(SCORE_BLOCK_ARGUMENTS) {
 
 #else
 
+#define COLUMNS 4
+#define LARGEST_COLUMN 127
+#define WRAPS 0
+#define UNITS_MULTIPLE 1
+#define PANEL_OFFSET(c, j) ((j) / 4 * COLUMNS * 4 + (c) * 4 + (j) % 4)
+
 /* Portable, exact in int32. */
 static int score_block(SCORE_BLOCK_ARGUMENTS) {
     int any = 0;
@@ -129,4 +154,10 @@ static int score_block(SCORE_BLOCK_ARGUMENTS) {
 }
 
 #endif
+
+#ifndef HAS_TILES /* what a thread does before and after it calls score_block */
+static inline void begin_scan(void) {}
+static inline void end_scan(void) {}
+#endif
+
 #endif
