@@ -164,6 +164,26 @@ def test_rows_of_many_units_and_panels_in_part(instruction_set, monkeypatch, sha
         assert_array_equal(sq_distances, expected_sq_distances)
 
 
+def test_scores_of_long_columns_do_not_overflow(instruction_set, monkeypatch):
+    rng = np.random.default_rng(0)
+    X = rng.choice([-1.0, 1.0], size=(100, 16384)).astype(np.float32)
+    centers = 40 * rng.choice([-1.0, 1.0], size=(128, 16384))
+    centers[:4] = X[:4] + rng.normal(size=(4, 16384))
+    scan_on(monkeypatch)
+    plain, left = blocks.nearest_centers, []
+    monkeypatch.setattr(
+        blocks, "nearest_centers", lambda rows, *args: left.append(len(rows)) or plain(rows, *args)
+    )
+    search = planes.NearestCenters(X, 128, n_threads=1)
+    labels, sq_distances = np.zeros(len(X), dtype=np.int32), np.empty(len(X))
+    search(centers, labels, sq_distances)
+    _, _, _, wraps = _kernels.native.scan_shape()
+    assert not left or wraps  # whose columns are too coarse for such lengths
+    expected, expected_sq_distances = plain(X, centers)
+    assert_array_equal(labels, expected)
+    assert_array_equal(sq_distances, expected_sq_distances)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_lower_bounds_hold_and_save_work(instruction_set, monkeypatch, dtype):
     X = awkward("clusters", 1200, 64, dtype)

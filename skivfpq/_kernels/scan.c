@@ -24,6 +24,10 @@
 #define LIST 32         /* survivors that a row can keep before they must be evaluated */
 #define ROUNDING 1e-9   /* more than float64 sums of 1e6 squares are off by, relatively */
 
+/* A longer column counts as this long: it may be looked at in vain, and no score overflows 32 bits, those of
+ * absent rows least of all. Products are below 127^2 2^14 = 2.7e8, thresholds below 1.1e9. */
+#define LONGEST 5e8
+
 const skivfpq_scan_shape SCAN_SHAPE = {COLUMNS, LARGEST_COLUMN, UNITS_MULTIPLE, WRAPS};
 
 /* levels = v / step rounded, what they leave, and their squared length; 8 lanes at a time. */
@@ -95,7 +99,9 @@ double PACK_COLUMNS(const float *Y, int64_t k, int64_t width, double scale, cons
         int8_t *panel = panels + i / COLUMNS * units * COLUMNS * 4;
         quantized q = quantize(Y + i * width, width, (float)scale, levels);
         for (int64_t j = 0; j < width; j++) panel[PANEL_OFFSET(i % COLUMNS, j)] = levels[j];
-        starts[i] = (int32_t)(-128 * q.sum - (int64_t)floor(scale * q.sq_norm / (2 * row_scale)));
+        double half = floor(scale * q.sq_norm / (2 * row_scale)); /* h_c of score_block.h */
+        if (!WRAPS) half = fmin(half, LONGEST);
+        starts[i] = (int32_t)(-128 * q.sum - (int64_t)half);
         error = fmax(error, rounding_error(q, width, (float)scale) + bounds[i]);
     }
     return error;
