@@ -30,10 +30,12 @@
 
 const skivfpq_scan_shape SCAN_SHAPE = {COLUMNS, LARGEST_COLUMN, UNITS_MULTIPLE, WRAPS};
 
-/* levels = v / step rounded, what they leave, and their squared length; 8 lanes at a time. */
+/* levels = v / step rounded, what they leave, and their squared length; 8 lanes at a time. Levels beyond
+ * 127, or not finite, become 0 and leave the value itself. */
 typedef float lanes8 __attribute__((vector_size(32), aligned(4)));
 typedef int32_t ints8 __attribute__((vector_size(32), aligned(4)));
 #define TO_INTEGER 12582912.0f /* 1.5 * 2^23: adding and subtracting it rounds to an integer */
+#define LARGEST_SQUARE (127.0f * 127.0f)
 
 typedef struct {
     float sq_error, largest; /* largest: of the levels */
@@ -48,8 +50,9 @@ static quantized quantize(const float *v, int64_t n, float step, int8_t *levels)
     int64_t j = 0;
     for (; j + 8 <= n; j += 8) {
         lanes8 value = *(const lanes8 *)(v + j), level = value * inverse + TO_INTEGER - TO_INTEGER;
-        lanes8 rest = value - level * step, size = level * level;
-        ints8 q = __builtin_convertvector(level, ints8), larger = size > largest;
+        lanes8 size = level * level, kept = (lanes8)((size <= LARGEST_SQUARE) & (ints8)level);
+        lanes8 rest = value - kept * step;
+        ints8 q = __builtin_convertvector(kept, ints8), larger = size > largest;
         sq_error += rest * rest;
         largest = (lanes8)((larger & (ints8)size) | (~larger & (ints8)largest));
         sq_norm += q * q, sum += q;
@@ -60,8 +63,9 @@ static quantized quantize(const float *v, int64_t n, float step, int8_t *levels)
         result.largest = fmaxf(result.largest, sqrtf(largest[l]));
     }
     for (; j < n; j++) {
-        float level = v[j] * inverse + TO_INTEGER - TO_INTEGER, rest = v[j] - level * step;
-        int32_t q = fabsf(level) < 1e6f ? (int32_t)level : 0;
+        float level = v[j] * inverse + TO_INTEGER - TO_INTEGER, kept = level * level <= LARGEST_SQUARE ? level : 0;
+        float rest = v[j] - kept * step;
+        int32_t q = (int32_t)kept;
         result.sq_error += rest * rest, result.sq_norm += q * q, result.sum += q;
         result.largest = fmaxf(result.largest, fabsf(level));
         levels[j] = (int8_t)q;
