@@ -128,7 +128,8 @@ void PACK_FINE_ROWS(const void *X, int is_f64, int64_t n, int64_t d, const float
     }
 }
 
-/* Fine points of columns: int16 up to limit, so that no product overflows 32 bits. */
+/* Fine points of columns: int16 up to limit, so that no product overflows 32 bits. Squares of what is
+ * left may underflow; 1e-160 is more than that. */
 void PACK_FINE_COLUMNS(const double *centers, int64_t k, int64_t d, const float *origin, int32_t limit,
                        int16_t *codes, double *scales, double *errors, double *sq_lengths) {
     for (int64_t i = 0; i < k; i++) {
@@ -138,12 +139,14 @@ void PACK_FINE_COLUMNS(const double *centers, int64_t k, int64_t d, const float 
         scales[i] = largest / limit;
         double inverse = scales[i] > 0 ? 1 / scales[i] : 0;
         for (int64_t j = 0; j < d; j++) {
-            double value = c[j] - origin[j], level = rint(value * inverse), rest = value - scales[i] * level;
+            double value = c[j] - origin[j], level = rint(value * inverse);
+            level = fabs(level) <= limit ? level : 0; /* not where the inverse overflows */
+            double rest = value - scales[i] * level;
             codes[i * d + j] = (int16_t)level;
             sq_error += rest * rest, sq_norm += level * level;
         }
         sq_lengths[i] = scales[i] * scales[i] * sq_norm;
-        errors[i] = sqrt(sq_error) * (1 + 1e-6);
+        errors[i] = sqrt(sq_error) * (1 + 1e-6) + 1e-160 * sqrt((double)d);
     }
 }
 
