@@ -169,6 +169,14 @@ def test_cluster_sums(kernels, dtype):
         assert_array_equal(counts, results[0][1])
 
 
+@pytest.mark.parametrize("labels", [[], [0], [3, 1, 3, 0, 1, 3], [2] * 40])
+def test_order_by_label(kernels, labels):
+    order, bounds = np.full(len(labels), -1, np.int32), np.full(6, -1, np.int32)  # label 4 is not used
+    kernels.order_by_label(np.array(labels, dtype=np.int32), order, bounds)
+    assert_array_equal(order, np.argsort(labels, kind="stable"))
+    assert_array_equal(bounds, [sum(label < c for label in labels) for c in range(6)])
+
+
 def test_row_hashes_see_values_only(kernels):
     X = np.array([[0.0, 1.5, 0.0], [-0.0, 1.5, 0.0], [1.5, 0.0, 0.0], [0.0, 1.5, 1.0]])
     factors = np.array([3, 5, 7], dtype=np.uint64) << np.uint64(40) | np.uint64(1)

@@ -1,0 +1,394 @@
+"""Kernels that are compiled only, against twins in NumPy, bit for bit, on every instruction set that runs.
+
+The twins stand here because the package never runs them; ``certified_nearest`` has its oracle in
+``test_planes.py``.
+"""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from numpy.testing import assert_allclose, assert_array_equal
+
+from skivfpq import _kernels
+from skivfpq._algorithms import planes
+from skivfpq._kernels import row_norms
+
+native = _kernels.native
+INSTRUCTION_SETS = native.runnable() if _kernels.NATIVE else []
+pytestmark = pytest.mark.skipif(not _kernels.NATIVE, reason="kernels that are compiled only")
+
+CASES = [
+    "normal",
+    "zeros",
+    "denormal",
+    "inverse overflows",
+    "tiny",
+    "1e30",
+    "1e30 value",
+    "beyond float32",
+    "constant columns",
+    "long row",
+]
+SHAPES = [(1, 1), (17, 7), (33, 8), (48, 50)]
+UNTOUCHED = 99
+
+
+@pytest.fixture(params=INSTRUCTION_SETS)
+def instruction_set(request):
+    """Each compiled variant in turn."""
+    before = native.INSTRUCTION_SET
+    native.use(request.param)
+    yield request.param
+    native.use(before)
+
+
+def awkward(case, shape, dtype=np.float64):
+    X = np.random.default_rng(0).normal(size=shape)
+    if case == "zeros":
+        X[::3] = 0
+        X[:, ::4] = 0
+    elif case == "denormal":
+        X *= 300 * np.finfo(dtype).smallest_subnormal
+    elif case == "inverse overflows":
+        X *= {np.float32: 1e-37, np.float64: 1e-305}[dtype]
+    elif case == "tiny":
+        X *= 1e-30
+    elif case == "1e30":
+        X *= 1e30
+    elif case == "1e30 value":
+        X[-1, -1] = 1e30
+    elif case == "beyond float32":
+        X[0] *= 1e39
+    elif case == "constant columns":
+        X[:, 1::2] = 7
+    elif case == "long row":
+        X[-1] *= 1000
+    with np.errstate(over="ignore"):
+        return X.astype(dtype)
+
+
+@np.errstate(all="ignore")
+def lengths_of(V):
+    return row_norms(np.asarray(V, dtype=np.float64))
+
+
+@np.errstate(all="ignore")
+def quantized(V, steps):
+    """Levels of float32 rows V (n, width) with a step for each; those beyond 127, or not finite, are 0.
+
+    Returns the levels, int64, and which rows have none beyond 127.
+    """
+    inverse = np.divide(np.float32(1), steps, out=np.zeros_like(steps), where=steps > 0)
+    levels = np.rint(V * inverse[:, None])
+    return np.where(np.abs(levels) <= 127, levels, 0).astype(np.int64), ~(np.abs(levels) > 127).any(axis=1)
+
+
+def pack_rows(Y, scale, codes, sq_norms):
+    """Rows (n, width) as q + 128 into codes (n_blocks, units, lanes, 4), those that do not fit as zeros."""
+    levels, fits = quantized(Y, np.full(len(Y), scale, dtype=np.float32))
+    levels[~fits] = 0
+    _, units, lanes, _ = codes.shape
+    padded = np.zeros((len(Y), 4 * units), dtype=np.int64)
+    padded[:, : Y.shape[1]] = levels
+    for i, row in enumerate(padded):
+        codes[i // lanes, :, i % lanes] = row.reshape(units, 4) + 128
+    sq_norms[:] = np.square(levels).sum(axis=1)
+    return levels, fits
+
+
+def pack_columns(Y, scale, row_scale, panels, starts):
+    """Columns (k, width) into panels (n_panels, units * columns * 4) and starts -128 sum(p) - h."""
+    levels, _ = quantized(Y, np.full(len(Y), scale, dtype=np.float32))
+    columns = native.scan_shape()[0]
+    view = panels.reshape(len(panels), -1, columns, 4)  # (n_panels, units, columns, 4)
+    for i, level in enumerate(levels):
+        for j, value in enumerate(level):
+            view[i // columns, j // 4, i % columns, j % 4] = value
+    starts[: len(Y)] = -128 * levels.sum(axis=1) - np.floor(
+        scale * np.square(levels).sum(axis=1) / (2 * row_scale)
+    ).astype(np.int64)
+    return levels
+
+
+@np.errstate(all="ignore")
+def pack_fine_rows(X, origin):
+    """Levels, scales and squared norms of rows with a scale for each."""
+    V = (X - origin.astype(X.dtype)).astype(np.float32)
+    scales = np.fmax.reduce(np.abs(V), axis=1) / np.float32(126.99)
+    levels, _ = quantized(V, scales)
+    return levels, scales, np.square(levels).sum(axis=1)
+
+
+@np.errstate(all="ignore")
+def pack_fine_columns(centers, origin):
+    """Levels, scales and squared lengths of columns: products with int8 rows fit 32 bits."""
+    limit = min(32767, (2**31 - 1) // (127 * centers.shape[1]))
+    shifted = centers - origin
+    scales = np.abs(shifted).max(axis=1) / limit
+    inverse = np.divide(1, scales, out=np.zeros_like(scales), where=scales > 0)
+    levels = np.rint(shifted * inverse[:, None])
+    levels = np.where(np.abs(levels) <= limit, levels, 0)
+    return levels, scales, scales * scales * np.square(levels).sum(axis=1)
+
+
+def assert_bounds(errors, rests, slack):
+    """errors (n,) are no less than the lengths of rests (n, width), and hardly more where those are known."""
+    true = lengths_of(rests)
+    assert np.all((errors >= true) | np.isnan(errors))  # NaN excludes nothing
+    known = np.isfinite(true) & (true < 1e15)
+    assert np.all(errors[known] <= 1.001 * true[known] + slack[known])
+
+
+def scale_for(Y):
+    """A scale as planes choose them: most rows fit, those that are much longer than others do not."""
+    largest = np.abs(Y).max(axis=1)
+    return float(np.clip(2.5 * np.median(largest) / 127, 1e-15, 1e15))
+
+
+def check_rows(Y, scale, lanes, n_more_units=0):
+    n, width = Y.shape
+    bounds = np.zeros(n, dtype=np.float32)
+    shape = (-(-n // lanes), -(-width // 4) + n_more_units, lanes, 4)
+    codes, expected_codes = np.full(shape, UNTOUCHED, np.uint8), np.full(shape, UNTOUCHED, np.uint8)
+    sq_norms, expected_sq_norms, errors = (
+        np.empty(n, np.int32),
+        np.empty(n, np.int32),
+        np.empty(n, np.float32),
+    )
+    native.pack_rows(Y, scale, bounds, codes, sq_norms, errors)
+    levels, fits = pack_rows(Y, scale, expected_codes, expected_sq_norms)
+    assert_array_equal(codes, expected_codes)
+    assert_array_equal(sq_norms, expected_sq_norms)
+    assert np.all(errors[~fits] == np.inf)
+    q, y = levels[fits], Y[fits].astype(np.float64)
+    assert_bounds(errors[fits], y - scale * q, 2e-6 * scale * lengths_of(q) + 2e-18 * np.sqrt(width))
+    more = np.linspace(0, 3, n, dtype=np.float32)
+    more_errors = np.empty_like(errors)
+    native.pack_rows(Y, scale, more, codes, sq_norms, more_errors)
+    assert_array_equal(more_errors, errors + more)
+
+
+def check_columns(Y, scale, row_scale):
+    columns, _, multiple, _ = native.scan_shape()
+    k, width = Y.shape
+    units = -(-width // (4 * multiple)) * multiple
+    shape = (-(-k // columns), 4 * units * columns)
+    panels, expected_panels = np.zeros(shape, np.int8), np.zeros(shape, np.int8)
+    starts, expected_starts = np.zeros(shape[0] * columns, np.int32), np.zeros(shape[0] * columns, np.int32)
+    bounds = np.linspace(0, scale, k, dtype=np.float32)
+    error = native.pack_columns(Y, scale, bounds, row_scale, panels, starts)
+    levels = pack_columns(Y, scale, row_scale, expected_panels, expected_starts)
+    if multiple > 1:  # a panel in an order of its own
+        panels, expected_panels = np.sort(panels), np.sort(expected_panels)
+    assert_array_equal(panels, expected_panels)
+    assert_array_equal(starts, expected_starts)
+    slack = 2e-6 * scale * lengths_of(levels).max(keepdims=True) + 2e-18 * np.sqrt(width)
+    true = (lengths_of(Y - scale * levels) + bounds).max(keepdims=True)
+    assert_bounds(np.array([error]), true[:, None], slack)
+
+
+def check_fine_rows(X, origin):
+    codes, sq_norms = np.empty(X.shape, np.int8), np.empty(len(X), np.int32)
+    scales, errors = np.empty(len(X), np.float32), np.empty(len(X), np.float32)
+    native.pack_fine_rows(X, origin, codes, scales, errors, sq_norms)
+    for found, expected in zip((codes, scales, sq_norms), pack_fine_rows(X, origin)):
+        assert_array_equal(found, expected)
+    with np.errstate(all="ignore"):
+        rests = X.astype(np.float64) - origin - scales[:, None].astype(np.float64) * codes
+        slack = 2e-6 * scales * lengths_of(codes) + 2e-18 * np.sqrt(X.shape[1])
+    assert_bounds(errors, rests, slack)
+
+
+def check_fine_columns(centers, origin):
+    k = len(centers)
+    codes, scales, errors, sq_lengths = (
+        np.empty(centers.shape, np.int16),
+        np.empty(k),
+        np.empty(k),
+        np.empty(k),
+    )
+    native.pack_fine_columns(centers, origin, codes, scales, errors, sq_lengths)
+    for found, expected in zip((codes, scales, sq_lengths), pack_fine_columns(centers, origin)):
+        assert_array_equal(found, expected)
+    rests = centers - origin - scales[:, None] * codes
+    assert_bounds(errors, rests, np.full(k, 2e-160 * np.sqrt(centers.shape[1])))
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_points_of_rows_and_columns(instruction_set, case, shape):
+    Y = awkward(case, shape, np.float32)
+    scale = scale_for(Y)
+    for lanes, n_more_units in ((1, 0), (1, 2), (16, 0)):
+        check_rows(Y, scale, lanes, n_more_units)
+    fitting = np.ascontiguousarray(Y[np.abs(Y).max(axis=1) <= 60 * scale])
+    if len(fitting):
+        for row_scale in (scale / 64, scale, 3 * scale):
+            check_columns(fitting, scale, row_scale)
+
+
+def test_rows_fit_up_to_level_127(instruction_set):
+    Y = np.zeros((8, 11), dtype=np.float32)
+    Y[range(8), [0, 1, 2, 3, 8, 9, 10, 10]] = [127, 127.4, 127.6, -127.6, -127.4, 127.6, 128, -127]
+    check_rows(Y, 1.0, 1)
+    assert_array_equal(quantized(Y, np.ones(8, np.float32))[1], [1, 1, 0, 0, 1, 0, 0, 1])
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_fine_points(instruction_set, case, shape, dtype):
+    X = awkward(case, shape, dtype)
+    for origin in (np.zeros(shape[1], np.float32), np.linspace(-2, 3, shape[1], dtype=np.float32)):
+        check_fine_rows(X, origin)
+        check_fine_columns(awkward(case, shape), origin)
+
+
+FLOATS = {width: st.floats(width=width, allow_nan=False, allow_infinity=False) for width in (32, 64)}
+FEW = array_shapes(min_dims=2, max_dims=2, max_side=20)
+
+
+@given(
+    Y=arrays(np.float32, FEW, elements=FLOATS[32]),
+    scale=st.floats(1e-15, 1e15),
+    ratio=st.floats(1 / 64, 64),
+    lanes=st.sampled_from([1, 16]),
+)
+def test_points_of_any_rows_and_columns(instruction_set, Y, scale, ratio, lanes):
+    check_rows(Y, scale, lanes)
+    largest = native.scan_shape()[1] * scale
+    check_columns(np.clip(Y, -largest, largest).astype(np.float32), scale, scale / ratio)
+
+
+@given(
+    X=arrays(np.float64, FEW, elements=FLOATS[64]), shift=st.floats(-1e3, 1e3, width=32), single=st.booleans()
+)
+def test_fine_points_of_any_rows(instruction_set, X, shift, single):
+    origin = np.full(X.shape[1], shift, dtype=np.float32)
+    with np.errstate(over="ignore"):
+        check_fine_rows(X.astype(np.float32) if single else X, origin)
+    check_fine_columns(np.clip(X, -1e150, 1e150), origin)  # float64 squares of more overflow in the twin too
+
+
+@pytest.mark.parametrize("case", ["normal", "zeros", "1e30 value", "constant columns", "long row"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_thresholds_let_through_what_is_closer(instruction_set, case, dtype):
+    X = awkward(case, (1050, 40), dtype)
+    plane = planes.pack_plane(X, planes.all_features(X), lanes=16)
+    chosen = np.flatnonzero(np.isfinite(plane.errors))[1::100]
+    candidate_scale = planes.CandidateScale.of(X, plane)
+    panels = planes.pack_candidates(X[chosen], plane, candidate_scale)
+    scores, sq_distances = exact_scores(X, plane, panels), all_sq_distances(X, X[chosen])
+    served = np.isfinite(plane.errors)
+    for c in range(len(chosen)):
+        closest, thresholds, caps = closest_of(X, plane, panels, sq_distances[:, c])
+        assert_array_equal(closest, sq_distances[:, c])
+        out = scores - thresholds[: len(X), None]  # (n_samples, n_candidates)
+        assert np.all(out[sq_distances <= closest[:, None]] >= 0)
+        kept = served & (caps[: len(X)] != 65535)
+        assert np.all(out[kept] <= caps[: len(X), None][kept])  # so that sums modulo 2^16 do
+    assert kept.mean() > 0.4
+    assert (out[kept] < 0).mean() > 0.1
+
+
+def exact_scores(X, plane, panels):
+    """<q, p> - h of all rows and columns, (n_samples, n_candidates) int64."""
+    Y, _ = plane.embedding(X)
+    rows, fits = quantized(Y, np.full(len(Y), plane.scale, dtype=np.float32))
+    Y, _ = plane.embedding(panels.centers)
+    columns, _ = quantized(Y, np.full(len(Y), panels.scale, dtype=np.float32))
+    half_norms = panels.starts[: len(columns)] + 128 * columns.sum(axis=1)
+    return np.where(fits[:, None], rows, 0) @ columns.T + half_norms
+
+
+def all_sq_distances(X, centers):
+    return np.square(X[:, None].astype(np.float64) - centers).sum(axis=-1)
+
+
+def closest_of(X, plane, panels, sq_distances):
+    """closest (n_samples,), thresholds and caps (16 n_blocks,) that set_closest writes for all rows."""
+    size = -(-len(X) // 16) * 16
+    closest, thresholds = np.full(len(X), np.inf), np.full(size, np.iinfo(np.int32).min // 2, dtype=np.int32)
+    caps = np.full(size, 65535, dtype=np.int32)
+    rows = np.arange(len(X), dtype=np.int32)
+    sq_distances = np.ascontiguousarray(sq_distances)
+    native.set_closest(X, plane, panels.scale, panels.error, rows, sq_distances, closest, thresholds, caps)
+    return closest, thresholds, caps
+
+
+@pytest.mark.parametrize("has_plane", [True, False])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("case", ["normal", "zeros", "long row"])
+def test_closer_candidates(instruction_set, case, dtype, has_plane):
+    X = awkward(case, (1050, 40), dtype)
+    weights = np.random.default_rng(1).random(len(X))
+    plane = planes.pack_plane(X, planes.all_features(X), lanes=16)
+    chosen = np.flatnonzero(np.isfinite(plane.errors))[5:1000:111]
+    panels = planes.pack_candidates(X[chosen], plane, planes.CandidateScale.of(X, plane))
+    sq_distances = all_sq_distances(X, X[chosen])
+    taken = X[[*range(0, 1000, 200), chosen[3]]]  # rows as far from a candidate as before
+    closest, thresholds, caps = closest_of(X, plane, panels, all_sq_distances(X, taken).min(axis=1))
+    plane = plane if has_plane else None
+    rows, found = np.empty((len(chosen), 1050), np.int32), np.empty((len(chosen), 1050))
+    n_closer, gains = np.full((3, len(chosen)), -1), np.full((3, len(chosen)), np.nan)
+    parts = [slice(0, 400), slice(400, 800), slice(800, 1050)]
+    n_evaluated = [
+        native.closer_candidates(
+            X, plane, panels, thresholds, caps, closest, weights, 400, *part, rows, found, n_closer, gains
+        )
+        for part in ((0, 2), (2, 3))
+    ]
+    for p, part in enumerate(parts):
+        for c in range(len(chosen)):
+            closer = np.flatnonzero(sq_distances[part, c] < closest[part]) + part.start
+            stored = slice(part.start, part.start + len(closer))
+            assert n_closer[p, c] == len(closer)
+            assert_array_equal(rows[c, stored], closer)
+            assert_array_equal(found[c, stored], sq_distances[closer, c])
+            wins = weights[closer] * (closest[closer] - sq_distances[closer, c])
+            assert gains[p, c] == np.cumsum([0, *wins])[-1]  # added in the order of the rows
+    pairs = (closest > 0).sum() * len(chosen)
+    assert sum(n_evaluated) < 0.9 * pairs if has_plane else sum(n_evaluated) == pairs
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (5, 7, 15), (9, 33, 16), (4, 100, 50)])
+def test_project(instruction_set, shape):
+    n, n_features, n_axes = shape
+    rng = np.random.default_rng(0)
+    V = rng.normal(size=(n, n_features)).astype(np.float32)
+    axes = rng.normal(size=(n_features, n_axes)).astype(np.float32)
+    out = np.full((n, n_axes + 3), UNTOUCHED, dtype=np.float32)
+    native.project(V, axes, out[:, :n_axes])
+    V, axes = V.astype(np.float64), axes.astype(np.float64)
+    rounding = (n_features + 2) * 2.0**-24 * (np.abs(V) @ np.abs(axes))
+    assert np.all(np.abs(out[:, :n_axes] - V @ axes) <= rounding)
+    assert np.all(out[:, n_axes:] == UNTOUCHED)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_tiles_and_what_is_nearest_by_them(instruction_set, case, dtype):
+    if case == "beyond float32" and dtype == np.float32:
+        pytest.skip("not finite")
+    X = awkward(case, (130, 20), dtype)
+    height = native.tile_rows()
+    origin, scale = X.mean(axis=0, dtype=np.float64), 0.25
+    shape = (-(-len(X) // height), 20, height)
+    tiles, lengths = np.full(shape, UNTOUCHED, np.float32), np.full(len(X), np.nan)
+    cut = 2 * height
+    native.pack_tiles(X, origin, scale, 0, cut, tiles, lengths)
+    native.pack_tiles(X, origin, scale, cut, len(X), tiles, lengths)
+    shifted = (X - origin) * scale
+    expected = np.full((shape[0] * height, 20), UNTOUCHED, dtype=np.float32)
+    expected[: len(X)] = -np.where(np.abs(shifted) < 2.0**60, shifted, 0)
+    assert_array_equal(tiles, expected.reshape(shape[0], height, 20).transpose(0, 2, 1))
+    assert_allclose(lengths, lengths_of(shifted), rtol=1e-14, atol=1e-160)
+    centers = X[::9].astype(np.float64)
+    labels, sq_distances = np.empty(len(X), np.int32), np.empty(len(X))
+    for first, last in ((0, cut), (cut, len(X))):
+        native.nearest_packed(X, origin, scale, tiles, lengths, centers, first, last, labels, sq_distances)
+    distances = all_sq_distances(X, centers)
+    assert_array_equal(labels, distances.argmin(axis=1))
+    assert_array_equal(sq_distances, distances.min(axis=1))
