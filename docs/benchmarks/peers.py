@@ -55,18 +55,22 @@ def fitted(kmeans):
     return Clustering(kmeans.cluster_centers_, kmeans.labels_, kmeans.n_iter_)
 
 
+def lloyd_parameters(problem):
+    """How scikit-learn's KMeans, and those with its interface, are told to iterate from given centers."""
+    return {
+        "n_clusters": len(problem.centers),
+        "init": problem.centers,
+        "n_init": 1,
+        "max_iter": problem.iterations,
+        "tol": 0,
+    }
+
+
 def lloyd_skivfpq(problem):
     """Lloyd iterations of skivfpq."""
     from skivfpq import LloydKMeans
 
-    kmeans = LloydKMeans(
-        len(problem.centers),
-        init=problem.centers,
-        n_init=1,
-        max_iter=problem.iterations,
-        tol=0,
-        n_jobs=problem.threads,
-    )
+    kmeans = LloydKMeans(**lloyd_parameters(problem), n_jobs=problem.threads)
     return fitted(kmeans.fit(problem.X))
 
 
@@ -81,9 +85,7 @@ def lloyd_sklearn(problem):
     """Lloyd iterations of scikit-learn, its threads limited by threadpoolctl."""
     from sklearn.cluster import KMeans
 
-    n_clusters = len(problem.centers)
-    kmeans = KMeans(n_clusters, init=problem.centers, n_init=1, max_iter=problem.iterations, tol=0)
-    return fitted(kmeans.fit(problem.X))
+    return fitted(KMeans(**lloyd_parameters(problem)).fit(problem.X))
 
 
 def default_sklearn(X, n_clusters, seed, threads):
@@ -104,14 +106,7 @@ def lloyd_intelex(problem):
     """Lloyd iterations of oneDAL."""
     from sklearnex.cluster import KMeans
 
-    kmeans = KMeans(
-        len(problem.centers),
-        init=problem.centers,
-        n_init=1,
-        max_iter=problem.iterations,
-        tol=0,
-        n_jobs=problem.threads,
-    )
+    kmeans = KMeans(**lloyd_parameters(problem), n_jobs=problem.threads)
     return accelerated(kmeans.fit(problem.X))
 
 
