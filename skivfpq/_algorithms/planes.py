@@ -20,7 +20,7 @@ HEAD_ENERGY = 0.84  # share of the variance that the principal axes of a head ho
 SCAN_ROWS = 4096  # of a task
 LEAST_WORK = 2e9  # products of a step, below which the lane kernel is done before planes are packed
 WIDEST = 16384  # features; beyond, the lane kernel
-SAMPLE = 8192  # rows whose mean and axes stand for all rows'
+SAMPLE = 4096  # rows whose mean and axes stand for all rows'
 JUDGED_ROWS = 512  # on which the lane kernel's time is measured
 GUESSED = 1024  # clusters from which rows without labels are scanned too
 GUESS_STRIDE = 16  # rows without a label start from the nearest of every so many centers
@@ -42,7 +42,8 @@ class Embedding:
         self.axes = axes
         self.tail_origin = tail_origin
         if axes is not None:
-            self.axes32 = np.ascontiguousarray(axes, dtype=np.float32)
+            self.axes32 = np.zeros((len(axes), self.width), dtype=np.float32)  # zeros for the tail's copies
+            self.axes32[:, : axes.shape[1]] = axes
 
     @property
     def width(self):
@@ -58,7 +59,7 @@ class Embedding:
             return shifted, lengths * np.float32(4 * EPS32)
         n_features, n_axes = self.axes.shape
         Y = np.empty((len(X), self.width), dtype=np.float32)
-        _kernels.native.project(shifted, self.axes32, Y[:, :n_axes])
+        _kernels.native.project(shifted, self.axes32, Y)
         head = np.einsum("ij,ij->i", Y[:, :n_axes], Y[:, :n_axes])
         tails = np.sqrt(np.maximum(lengths * lengths - head, 0))  # (n_samples,)
         Y[:, n_axes:] = ((tails - self.tail_origin) / np.sqrt(TAIL_COPIES))[:, None]
@@ -265,13 +266,13 @@ def head_embedding(X, energy):
         return None
     variances, axes = np.linalg.eigh(scatter)
     shares = np.cumsum(variances[::-1]) / variances.sum()
-    n_axes = -(-int(np.searchsorted(shares, energy) + 1) // 16) * 16
+    step = max(16, 4 * _kernels.native.scan_shape()[2])  # of widths that leave no unit empty
+    n_axes = -(-(int(np.searchsorted(shares, energy)) + 1 + TAIL_COPIES) // step) * step - TAIL_COPIES
     if n_axes > 0.6 * X.shape[1]:
         return None
     turn, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((n_axes, n_axes)))
-    axes = axes[:, -n_axes:] @ turn
-    rest = np.square(shifted).sum(axis=1) - np.square(shifted @ axes.astype(np.float32)).sum(axis=1)
-    return Embedding(origin, axes, float(np.sqrt(np.maximum(rest, 0)).mean()))
+    tail = variances[:-n_axes].sum() / len(rows)  # mean square of the rows' tails
+    return Embedding(origin, axes[:, -n_axes:] @ turn, float(np.sqrt(max(tail, 0.0))))
 
 
 def all_features(X):
@@ -287,7 +288,7 @@ def pack_plane(X, embedding, n_threads=1, fine=None, lanes=1):
     _, _, multiple, wraps = _kernels.native.scan_shape()
     units = -(-embedding.width // (4 * multiple)) * multiple
     n_samples = len(X)
-    sample, _ = embedding(X[evenly(n_samples, 4096)])
+    sample, _ = embedding(X[evenly(n_samples, SAMPLE)])
     largest = np.abs(sample).max(axis=1)
     lengths = np.sqrt(np.einsum("ij,ij->i", sample, sample))
     typical = float(np.quantile(lengths, 0.99))

@@ -1,5 +1,7 @@
 """First centers of k-means: greedy k-means++ and distinct random rows."""
 
+from functools import lru_cache
+
 import numpy as np
 from scipy import sparse
 
@@ -17,7 +19,7 @@ PART_ROWS = 4096  # the same for any number of threads: gains are added part by 
 
 def hash_rows(X, n_threads=1):
     """Hashes of the rows, (n_samples,) uint64; equal rows have equal hashes."""
-    factors = np.random.default_rng(0).integers(1 << 63, size=X.shape[1], dtype=np.uint64) * 2 + 1
+    factors = _factors(X.shape[1])
     hashes = np.empty(X.shape[0], dtype=np.uint64)
     map_rows(
         lambda rows: row_hashes(X[rows], factors, hashes[rows]),
@@ -25,6 +27,11 @@ def hash_rows(X, n_threads=1):
         n_threads if runs_native(X) else 1,
     )
     return hashes
+
+
+@lru_cache(maxsize=16)
+def _factors(n_features):
+    return np.random.default_rng(0).integers(1 << 63, size=n_features, dtype=np.uint64) * 2 + 1
 
 
 def canonical_order(X, n_threads=1):
@@ -37,7 +44,10 @@ def canonical_order(X, n_threads=1):
         return np.argsort(hash_rows(X, n_threads), kind="stable")
     with np.errstate(over="ignore"):
         rounded = hash_rows(X.astype(np.float32), n_threads)
-    return np.lexsort((hash_rows(X, n_threads), rounded))
+    order = np.argsort(rounded)
+    if (rounded[order[1:]] == rounded[order[:-1]]).any():
+        return np.lexsort((hash_rows(X, n_threads), rounded))
+    return order
 
 
 def too_few_distinct_rows(X, n_clusters, weights):

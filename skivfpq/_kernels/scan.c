@@ -412,6 +412,16 @@ typedef struct {
     pair pending[PENDING];
 } closer_search;
 
+/* Takes a candidate in that may be closer to a row. */
+static inline void evaluate_pair(closer_search *w, int64_t row, int64_t c) {
+    const skivfpq_scan *s = w->s;
+    double exact = sq_distance(s->X, s->is_f64, row, s->centers + c * s->n_features, s->n_features);
+    if (exact >= w->closest[row]) return;
+    w->gains[c] += w->weights[row] * (w->closest[row] - exact);
+    w->rows[c * w->capacity + w->n_closer[c]] = (int32_t)row;
+    w->sq_distances[c * w->capacity + w->n_closer[c]++] = exact;
+}
+
 static void evaluate_pending(closer_search *w) {
     const skivfpq_scan *s = w->s;
     int64_t d = s->n_features, size = s->is_f64 ? 8 : 4;
@@ -419,25 +429,18 @@ static void evaluate_pending(closer_search *w) {
     w->n_evaluated += w->n_pending;
     for (int i = 0; i < w->n_pending; i++) {
         pair p = w->pending[i];
-        if (s->codes && fine_distance(s, p.row, p.candidate) > sqrt(w->closest[p.row]) * (1 + ROUNDING)) continue;
+        if (fine_distance(s, p.row, p.candidate) > sqrt(w->closest[p.row]) * (1 + ROUNDING)) continue;
         prefetch((const char *)s->X + p.row * d * size, d * size);
         w->pending[n++] = p;
     }
-    for (int i = 0; i < n; i++) {
-        int64_t row = w->pending[i].row, c = w->pending[i].candidate;
-        double exact = sq_distance(s->X, s->is_f64, row, s->centers + c * d, d);
-        if (exact >= w->closest[row]) continue;
-        w->gains[c] += w->weights[row] * (w->closest[row] - exact);
-        w->rows[c * w->capacity + w->n_closer[c]] = (int32_t)row;
-        w->sq_distances[c * w->capacity + w->n_closer[c]++] = exact;
-    }
+    for (int i = 0; i < n; i++) evaluate_pair(w, w->pending[i].row, w->pending[i].candidate);
     w->n_pending = 0;
 }
 
 static inline void add_pending(closer_search *w, int64_t row, int64_t candidate) {
     if (w->closest[row] == 0) return;
     if (w->n_pending == PENDING) evaluate_pending(w);
-    if (w->s->codes) prefetch(w->s->fine_rows.codes + row * w->s->n_features, w->s->n_features);
+    prefetch(w->s->fine_rows.codes + row * w->s->n_features, w->s->n_features);
     w->pending[w->n_pending++] = (pair){(int32_t)row, (int32_t)candidate};
 }
 
@@ -448,8 +451,11 @@ static void search_closer(closer_search *w, const int32_t *thresholds, const int
     int32_t out[COLUMNS][BLOCK] __attribute__((aligned(64)));
     uint32_t hits[COLUMNS];
     int64_t n_panels = (s->n_columns + COLUMNS - 1) / COLUMNS;
-    for (int64_t row = first; row < last && !s->codes; row++)
-        for (int64_t c = 0; c < s->n_columns; c++) add_pending(w, row, c);
+    for (int64_t row = first; row < last && !s->codes; row++) {
+        if (w->closest[row] == 0) continue;
+        for (int64_t c = 0; c < s->n_columns; c++) evaluate_pair(w, row, c);
+        w->n_evaluated += s->n_columns;
+    }
     for (int64_t i = first; i < last && s->codes; i += BLOCK)
         for (int64_t p = 0; p < n_panels; p++) {
             int columns = columns_of(s, p);
