@@ -5,26 +5,22 @@
 
 #include <stdint.h>
 
-typedef double terms8 __attribute__((vector_size(64), aligned(8)));
-typedef float f32x8 __attribute__((vector_size(32), aligned(4)));
-typedef double f64x8 __attribute__((vector_size(64), aligned(8)));
+typedef double terms4 __attribute__((vector_size(32), aligned(8)));
+typedef float f32x4 __attribute__((vector_size(16), aligned(4)));
+typedef double f64x4 __attribute__((vector_size(32), aligned(8)));
 
 /* NAME: up to 128 terms; NAME_any: more. */
-#define SQ_DISTANCE(NAME, REAL, REALx8)                                                              \
+#define SQ_DISTANCE(NAME, REAL, REALx4)                                                              \
     static inline double NAME(const REAL *x, const double *c, int64_t n) {                           \
-        int64_t j = 8;                                                                               \
+        int64_t j = 0;                                                                               \
         double sum = -0.0;                                                                           \
-        if (n < 8) {                                                                                 \
-            for (j = 0; j < n; j++) sum += ((double)x[j] - c[j]) * ((double)x[j] - c[j]);            \
-            return sum;                                                                              \
-        }                                                                                            \
-        terms8 gap = __builtin_convertvector(*(const REALx8 *)x, terms8) - *(const terms8 *)c;       \
-        terms8 part = gap * gap;                                                                     \
+        terms4 low = {-0.0, -0.0, -0.0, -0.0}, high = low; /* the eight accumulators */              \
         for (; j < n - n % 8; j += 8) {                                                              \
-            gap = __builtin_convertvector(*(const REALx8 *)(x + j), terms8) - *(const terms8 *)(c + j); \
-            part += gap * gap;                                                                       \
+            terms4 gap0 = __builtin_convertvector(*(const REALx4 *)(x + j), terms4) - *(const terms4 *)(c + j); \
+            terms4 gap1 = __builtin_convertvector(*(const REALx4 *)(x + j + 4), terms4) - *(const terms4 *)(c + j + 4); \
+            low += gap0 * gap0, high += gap1 * gap1;                                                 \
         }                                                                                            \
-        sum = ((part[0] + part[1]) + (part[2] + part[3])) + ((part[4] + part[5]) + (part[6] + part[7])); \
+        if (n >= 8) sum = ((low[0] + low[1]) + (low[2] + low[3])) + ((high[0] + high[1]) + (high[2] + high[3])); \
         for (; j < n; j++) sum += ((double)x[j] - c[j]) * ((double)x[j] - c[j]);                     \
         return sum;                                                                                  \
     }                                                                                                \
@@ -33,8 +29,8 @@ typedef double f64x8 __attribute__((vector_size(64), aligned(8)));
         int64_t half = n / 2 - (n / 2) % 8;                                                          \
         return NAME##_any(x, c, half) + NAME##_any(x + half, c + half, n - half);                    \
     }
-SQ_DISTANCE(sq_distance_f32, float, f32x8)
-SQ_DISTANCE(sq_distance_f64, double, f64x8)
+SQ_DISTANCE(sq_distance_f32, float, f32x4)
+SQ_DISTANCE(sq_distance_f64, double, f64x4)
 
 /* |X[row] - c|^2 for rows of either type. */
 static inline double sq_distance(const void *X, int is_f64, int64_t row, const double *c, int64_t d) {
