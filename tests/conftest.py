@@ -28,6 +28,18 @@ settings.register_profile(
 settings.load_profile("skivfpq")
 
 
+INSTRUCTION_SETS = _kernels.native.runnable() + _kernels.native.emulated() if _kernels.NATIVE else []
+
+
+@pytest.fixture(params=INSTRUCTION_SETS)
+def instruction_set(request):
+    """Each compiled variant in turn."""
+    before = _kernels.native.INSTRUCTION_SET
+    _kernels.native.use(request.param)
+    yield request.param
+    _kernels.native.use(before)
+
+
 @pytest.fixture(params=[0, 1, 2])
 def seed(request):
     """A few seeds: what is tested must hold for each."""

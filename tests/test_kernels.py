@@ -235,8 +235,7 @@ def test_encode_is_the_nearest_codeword_of_each_subspace(kernels, dtype, code_dt
 
 @pytest.mark.skipif(not _kernels.NATIVE, reason="compiled kernels")
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("name", INSTRUCTION_SETS)
-def test_adding_rows_has_the_bits_of_cluster_sums(name, dtype):
+def test_adding_rows_has_the_bits_of_cluster_sums(instruction_set, dtype):
     rng = np.random.default_rng(1)
     X, weights = rng.normal(size=(500, 13)).astype(dtype), rng.uniform(size=500)
     labels = rng.integers(7, size=500).astype(np.int32)
@@ -246,9 +245,6 @@ def test_adding_rows_has_the_bits_of_cluster_sums(name, dtype):
     sums, counts = np.full((7, 13), np.nan), np.full(7, np.nan)
     expected, expected_counts = sums.copy(), counts.copy()
     reference.cluster_sums(X, weights, order, bounds, np.arange(7), expected, expected_counts)
-    before = _kernels.native.INSTRUCTION_SET
-    _kernels.native.use(name)
     _kernels.native.add_rows(X, weights, labels, sums, counts)
-    _kernels.native.use(before)
     assert_array_equal(sums, expected)
     assert_array_equal(counts, expected_counts)

@@ -9,7 +9,6 @@ from numpy.testing import assert_array_equal
 from skivfpq import LloydKMeans, _kernels
 from skivfpq._algorithms import blocks, lloyd, planes, seeding
 
-INSTRUCTION_SETS = _kernels.native.runnable() + _kernels.native.emulated() if _kernels.NATIVE else []
 pytestmark = pytest.mark.skipif(not _kernels.NATIVE, reason="the scan is compiled only")
 
 CASES = [
@@ -32,15 +31,6 @@ CASES = [
     "heavy tails",
     "zeros",
 ]
-
-
-@pytest.fixture(params=INSTRUCTION_SETS)
-def instruction_set(request):
-    """Each compiled variant in turn."""
-    before = _kernels.native.INSTRUCTION_SET
-    _kernels.native.use(request.param)
-    yield request.param
-    _kernels.native.use(before)
 
 
 @pytest.fixture(autouse=True)

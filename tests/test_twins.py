@@ -16,7 +16,6 @@ from skivfpq._algorithms import planes
 from skivfpq._kernels import row_norms
 
 native = _kernels.native
-INSTRUCTION_SETS = native.runnable() if _kernels.NATIVE else []
 pytestmark = pytest.mark.skipif(not _kernels.NATIVE, reason="kernels that are compiled only")
 
 CASES = [
@@ -33,15 +32,6 @@ CASES = [
 ]
 SHAPES = [(1, 1), (17, 7), (33, 8), (48, 50)]
 UNTOUCHED = 99
-
-
-@pytest.fixture(params=INSTRUCTION_SETS)
-def instruction_set(request):
-    """Each compiled variant in turn."""
-    before = native.INSTRUCTION_SET
-    native.use(request.param)
-    yield request.param
-    native.use(before)
 
 
 def awkward(case, shape, dtype=np.float64):
