@@ -13,6 +13,7 @@ from skivfpq import _kernels
 CACHED = 1 << 18  # bytes that stay in the second cache
 TILE_MULTIPLE = 48  # rows of a task start at a block of 16 rows and a tile of 8, 16 or 48
 ROWS_PER_TASK = 2048  # a native call packs the centers anew: below 1/1000 of its work at this height
+HANDING_NS = 4e5  # work that is done before threads have their tasks and are waited for
 
 
 def effective_n_jobs(n_jobs):
@@ -43,13 +44,19 @@ def nearest_centers(X, centers, n_threads=1, labels=None, sq_distances=None):
     def assign(rows):
         _kernels.nearest_centers(X[rows], centers, labels[rows], sq_distances[rows])
 
-    map_rows(assign, X.shape[0], n_threads if runs_native(X) else 1)
+    map_rows(assign, X.shape[0], n_threads if runs_native(X) else 1, nearest_ns(centers))
     return labels, sq_distances
+
+
+def nearest_ns(centers):
+    """About what the lane kernel takes for a row, in nanoseconds."""
+    return 10 + 0.03 * centers.size
 
 
 def cluster_sums(X, weights, labels, clusters, sums, counts, n_threads=1):
     """Weighted sums (n_clusters, n_features) and total weights (n_clusters,) of the given clusters."""
-    if runs_native(X) and n_threads == 1 and sums.nbytes <= CACHED:
+    few = n_threads == 1 or len(labels) * (2 + X.shape[1] / 2) < HANDING_NS
+    if runs_native(X) and few and sums.nbytes <= CACHED:
         _kernels.native.add_rows(X, weights, labels, sums, counts)
         return
     order, bounds = np.empty(len(labels), dtype=np.int32), np.empty(len(counts) + 1, dtype=np.int32)
@@ -77,7 +84,7 @@ class PackedRows:
                 X, self.origin, self.scale, rows.start, rows.stop, self.tiles, self.lengths
             )
 
-        map_rows(pack, len(X), n_threads)
+        map_rows(pack, len(X), n_threads, 2 * X.shape[1])
 
     def nearest_centers(self, centers, labels, sq_distances):
         """Write the labels (n_samples,) int32 and squared distances (n_samples,) of all rows."""
@@ -88,7 +95,7 @@ class PackedRows:
                 labels, sq_distances,
             )  # fmt: skip
 
-        map_rows(assign, len(self.X), self.n_threads)
+        map_rows(assign, len(self.X), self.n_threads, nearest_ns(centers))
 
 
 def origin_and_scale(X):
@@ -103,9 +110,13 @@ def runs_native(X):
     return isinstance(X, np.ndarray) and _kernels.NATIVE
 
 
-def map_rows(function, n_rows, n_threads):
-    """Call function(slice) for consecutive slices of the rows, on up to n_threads threads."""
-    run_tasks(function, n_rows, max(1, min(4 * n_threads, n_rows // ROWS_PER_TASK)), n_threads)
+def map_rows(function, n_rows, n_threads, row_ns):
+    """Call function(slice) for consecutive slices of the rows, on up to n_threads threads.
+
+    On one where rows, at about row_ns nanoseconds each, are done before others could be of use.
+    """
+    worthwhile = n_rows * row_ns >= HANDING_NS
+    run_tasks(function, n_rows, min(4 * n_threads, n_rows // ROWS_PER_TASK) if worthwhile else 1, n_threads)
 
 
 def run_tasks(function, size, n_tasks, n_threads, multiple=TILE_MULTIPLE):

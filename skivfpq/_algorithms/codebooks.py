@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from skivfpq._algorithms.blocks import map_rows, run_tasks, runs_native
+from skivfpq._algorithms.blocks import map_rows, nearest_ns, run_tasks, runs_native
 from skivfpq._algorithms.lloyd import MemoryStep, lloyd
 from skivfpq._algorithms.seeding import random_rows, too_few_distinct_rows
 from skivfpq._kernels import encode, row_blocks, sq_distance_matrix
@@ -90,7 +90,8 @@ class Codebooks:
             rotated = np.ascontiguousarray(rotate(X[rows], self.rotation))
             encode(rotated, columns, codewords, first_codewords, codes[rows])
 
-        map_rows(encode_rows, len(X), n_threads if runs_native(X) else 1)
+        row_ns = sum(map(nearest_ns, self.codewords))
+        map_rows(encode_rows, len(X), n_threads if runs_native(X) else 1, row_ns)
         return codes
 
     def decode(self, codes):

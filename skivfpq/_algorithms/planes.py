@@ -314,7 +314,7 @@ def pack_plane(X, embedding, n_threads=1, fine=None, lanes=1):
             codes = plane.codes[part.start // lanes : -(-part.stop // lanes)]
             _kernels.native.pack_rows(Y, scale, bounds, codes, plane.sq_norms[part], plane.errors[part])
 
-    blocks.map_rows(pack, n_samples, n_threads)
+    blocks.map_rows(pack, n_samples, n_threads, 4 * embedding.width)
     return plane
 
 
@@ -326,7 +326,7 @@ def _fine_rows(X, origin, n_threads):
     def pack(rows):
         _kernels.native.pack_fine_rows(X[rows], origin, *[part[rows] for part in fine])
 
-    blocks.map_rows(pack, n, n_threads)
+    blocks.map_rows(pack, n, n_threads, 2 * X.shape[1])
     return fine
 
 

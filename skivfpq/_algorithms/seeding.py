@@ -6,7 +6,7 @@ import numpy as np
 from scipy import sparse
 
 from skivfpq import _kernels
-from skivfpq._algorithms.blocks import map_rows, run_tasks, runs_native
+from skivfpq._algorithms.blocks import HANDING_NS, map_rows, run_tasks, runs_native
 from skivfpq._algorithms.planes import WIDEST, CandidateScale, all_features, pack_candidates, pack_plane
 from skivfpq._kernels import pair_sq_distances, row_hashes
 
@@ -25,6 +25,7 @@ def hash_rows(X, n_threads=1):
         lambda rows: row_hashes(X[rows], factors, hashes[rows]),
         X.shape[0],
         n_threads if runs_native(X) else 1,
+        X.shape[1],
     )
     return hashes
 
@@ -238,7 +239,9 @@ class CertifiedSeeding:
             )  # fmt: skip
             self.evaluated.append(evaluated)
 
-        run_tasks(scan, len(self.starts), 4 * self.n_threads, self.n_threads, multiple=1)
+        work = self.X.size * len(candidates) * (0.02 if plane is not None else 0.5)  # nanoseconds
+        n_threads = self.n_threads if work >= HANDING_NS else 1
+        run_tasks(scan, len(self.starts), 4 * n_threads, n_threads, multiple=1)
 
     def in_vain(self):
         """Whether the bound excludes too little, on rows wide enough for matrix products to be faster."""
