@@ -277,7 +277,9 @@ default="k-means++"
         if distinct is not None:
             rows = distinct
         elif isinstance(self.init, str) and self.init == "k-means++":
-            rows, labels, sq_distances = kmeans_plusplus(X, n_clusters, weights, rng, step.n_threads)
+            rows, labels, sq_distances = kmeans_plusplus(
+                X, n_clusters, weights, rng, step.n_threads, step.search.pack
+            )
             centers = dense_rows(X, rows).astype(X.dtype)
             step.start(centers, labels, sq_distances)
             return centers

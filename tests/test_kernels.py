@@ -181,16 +181,22 @@ def test_row_hashes_see_values_only(kernels):
     X = np.array([[0.0, 1.5, 0.0], [-0.0, 1.5, 0.0], [1.5, 0.0, 0.0], [0.0, 1.5, 1.0]])
     factors = np.array([3, 5, 7], dtype=np.uint64) << np.uint64(40) | np.uint64(1)
     expected = np.empty(4, dtype=np.uint64)
-    reference.row_hashes(X, factors, expected)
+    reference.row_hashes(X, factors, False, expected)
     assert expected[0] == expected[1]
     assert len(set(expected.tolist())) == 3
-    for rows in (X, X.astype(np.float32), np.asfortranarray(X), sparse.csr_array(X)):
+    nearly = X * (1 + 1e-12)  # the same float32 values
+    for rows, single in [
+        (X, False), (X, True), (nearly, True), (X.astype(np.float32), False), (np.asfortranarray(X), False),
+        (sparse.csr_array(X), False), (sparse.csr_array(nearly), True),
+    ]:  # fmt: skip
         hashes = np.empty(4, dtype=np.uint64)
         if sparse.issparse(rows):
-            reference.row_hashes(rows, factors, hashes)
+            reference.row_hashes(rows, factors, single, hashes)
         else:
-            kernels.row_hashes(np.ascontiguousarray(rows), factors, hashes)
+            kernels.row_hashes(np.ascontiguousarray(rows), factors, single, hashes)
         assert_array_equal(hashes, expected)
+    kernels.row_hashes(nearly, factors, False, hashes)
+    assert hashes[0] != expected[0]
 
 
 def _what_runs(**environment):

@@ -12,8 +12,8 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.testing import assert_allclose, assert_array_equal
 
 from skivfpq import _kernels
-from skivfpq._algorithms import planes
-from skivfpq._kernels import row_norms
+from skivfpq._algorithms import blocks, planes
+from skivfpq._kernels import reference, row_norms
 
 native = _kernels.native
 pytestmark = pytest.mark.skipif(not _kernels.NATIVE, reason="kernels that are compiled only")
@@ -299,34 +299,50 @@ def all_sq_distances(X, centers):
 
 def closest_of(X, plane, panels, sq_distances):
     """closest (n_samples,), thresholds and caps (16 n_blocks,) that set_closest writes for all rows."""
-    size = -(-len(X) // 16) * 16
+    closest, thresholds, caps, _ = bars_of(X, plane, None, panels, sq_distances)
+    return closest, thresholds, caps
+
+
+def bars_of(X, plane, packed, panels, sq_distances):
+    """The same, and limits (n_tiles * tile_rows(),)."""
+    size, height = -(-len(X) // 16) * 16, native.tile_rows()
     closest, thresholds = np.full(len(X), np.inf), np.full(size, np.iinfo(np.int32).min // 2, dtype=np.int32)
     caps = np.full(size, 65535, dtype=np.int32)
+    limits = np.full(-(-len(X) // height) * height, np.inf, dtype=np.float32)
     rows = np.arange(len(X), dtype=np.int32)
     sq_distances = np.ascontiguousarray(sq_distances)
-    native.set_closest(X, plane, panels.scale, panels.error, rows, sq_distances, closest, thresholds, caps)
-    return closest, thresholds, caps
+    native.set_closest(
+        X, plane, packed, panels.scale, panels.error, rows, sq_distances, closest, thresholds, caps, limits
+    )
+    return closest, thresholds, caps, limits
 
 
 @pytest.mark.parametrize("has_plane", [True, False])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("case", ["normal", "zeros", "long row"])
+@pytest.mark.parametrize("case", ["normal", "zeros", "long row", "1e30 value", "tiny", "far origin"])
 def test_closer_candidates(instruction_set, case, dtype, has_plane):
-    X = awkward(case, (1050, 40), dtype)
-    weights = np.random.default_rng(1).random(len(X))
-    plane = planes.pack_plane(X, planes.all_features(X), lanes=16)
-    chosen = np.flatnonzero(np.isfinite(plane.errors))[5:1000:111]
-    panels = planes.pack_candidates(X[chosen], plane, planes.CandidateScale.of(X, plane))
+    rng = np.random.default_rng(1)
+    X = awkward("normal" if case in ("tiny", "far origin") else case, (1050, 40), dtype)
+    X *= 1e-25 if case == "tiny" else 1
+    X += 1e4 * rng.normal(size=40).astype(dtype) if case == "far origin" else 0
+    weights = rng.random(len(X))
+    plane = planes.pack_plane(X, planes.all_features(X), lanes=16) if has_plane else None
+    if has_plane and plane is None:
+        return  # values that no plane holds
+    served = np.flatnonzero(np.isfinite(plane.errors)) if has_plane else np.arange(len(X))
+    chosen = np.append(served[5:1000:111], len(X) - 1 if not has_plane else served[0])
+    scale = planes.CandidateScale.of(X, plane) if has_plane else None
+    panels = planes.pack_candidates(X[chosen], plane, scale)
+    packed = blocks.PackedRows(X, 1)
     sq_distances = all_sq_distances(X, X[chosen])
     taken = X[[*range(0, 1000, 200), chosen[3]]]  # rows as far from a candidate as before
-    closest, thresholds, caps = closest_of(X, plane, panels, all_sq_distances(X, taken).min(axis=1))
-    plane = plane if has_plane else None
+    closest, *bars = bars_of(X, plane, packed, panels, all_sq_distances(X, taken).min(axis=1))
     rows, found = np.empty((len(chosen), 1050), np.int32), np.empty((len(chosen), 1050))
     n_closer, gains = np.full((3, len(chosen)), -1), np.full((3, len(chosen)), np.nan)
-    parts = [slice(0, 400), slice(400, 800), slice(800, 1050)]
+    parts = [slice(0, 480), slice(480, 960), slice(960, 1050)]
     n_evaluated = [
         native.closer_candidates(
-            X, plane, panels, thresholds, caps, closest, weights, 400, *part, rows, found, n_closer, gains
+            X, plane, packed, panels, *bars, closest, weights, 480, *part, rows, found, n_closer, gains
         )
         for part in ((0, 2), (2, 3))
     ]
@@ -339,8 +355,48 @@ def test_closer_candidates(instruction_set, case, dtype, has_plane):
             assert_array_equal(found[c, stored], sq_distances[closer, c])
             wins = weights[closer] * (closest[closer] - sq_distances[closer, c])
             assert gains[p, c] == np.cumsum([0, *wins])[-1]  # added in the order of the rows
-    pairs = (closest > 0).sum() * len(chosen)
-    assert sum(n_evaluated) < 0.9 * pairs if has_plane else sum(n_evaluated) == pairs
+    if case in ("normal", "tiny") and (has_plane or case == "normal"):
+        pairs = (closest > 0).sum() * len(chosen)
+        assert sum(n_evaluated) < (0.9 if has_plane else 0.6) * pairs
+    for c in range(len(chosen)):
+        n = native.join_parts(rows[c], found[c], n_closer[:, c], 480)
+        assert_array_equal(rows[c, :n], np.flatnonzero(sq_distances[:, c] < closest))
+        assert_array_equal(found[c, :n], sq_distances[rows[c, :n], c])
+
+
+@pytest.mark.parametrize("n", [1, 255, 256, 257, 3000])
+def test_masses(n):
+    rng = np.random.default_rng(n)
+    weights, order = rng.integers(0, 3, n).astype(float), rng.permutation(n)
+    weights[order[n // 2 :]] = 0  # blocks that add nothing
+    weights[order[0]] = 1
+    ranks = np.argsort(order)
+    states = [(np.zeros((-(-n // 256), 256)), np.zeros(-(-n // 256)), np.empty(-(-n // 256))) for _ in "ab"]
+    for rows in (np.arange(n), rng.permutation(n)[: n // 3], np.empty(0, int)):
+        sq_distances = rng.random(len(rows))
+        for kernels, state in zip((native, reference), states):
+            kernels.update_mass(rows.astype(np.int32), sq_distances, weights, ranks, *state)
+        for one, other in zip(*states):
+            assert_array_equal(one, other)
+    masses = states[0][0].reshape(-1)
+    assert masses[:n].sum() == pytest.approx(states[0][2][-1], rel=1e-12)
+    uniforms = np.append(rng.random(200), [0.0, 1 - 2.0**-53])
+    found, expected = np.empty(202, np.int64), np.empty(202, np.int64)
+    native.draw_mass(states[0][0], states[0][2], uniforms, found)
+    reference.draw_mass(states[0][0], states[0][2], uniforms, expected)
+    assert_array_equal(found, expected)
+    assert np.all(masses[found] > 0)
+    assert_array_equal(found[:200], np.searchsorted(np.cumsum(masses), uniforms[:200] * masses.sum()))
+
+
+@pytest.mark.parametrize("bits", [64, 40, 3, 0])
+@pytest.mark.parametrize("n", [0, 1, 2, 1000])
+def test_order_by_hash(n, bits):
+    hashes = np.random.default_rng(0).integers(0, 2**64 - 1, n, dtype=np.uint64)
+    hashes = hashes >> np.uint64(64 - bits) if bits else hashes * np.uint64(0)  # in one bucket, many equal
+    order = np.full(n, -1)
+    native.order_by_hash(hashes, order)
+    assert_array_equal(order, np.argsort(hashes, kind="stable"))
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (5, 7, 15), (9, 33, 16), (4, 100, 50)])

@@ -150,9 +150,15 @@ class NearestCenters:
         if not blocks.runs_native(self.X) or self.scans:
             blocks.nearest_centers(self.X, centers, self.n_threads, labels, sq_distances)
             return
+        self.pack().nearest_centers(centers, labels, sq_distances)
+
+    def pack(self):
+        """The rows packed for the lane kernel; kept where they are likely to come again."""
+        if self.scans:
+            return blocks.PackedRows(self.X, self.n_threads)
         if self.packed is None:
             self.packed = blocks.PackedRows(self.X, self.n_threads)
-        self.packed.nearest_centers(centers, labels, sq_distances)
+        return self.packed
 
     def _plain_seconds(self, rows, centers):
         """What the lane kernel would take for all rows, from its time for some."""
@@ -175,7 +181,7 @@ class NearestCenters:
 
     def _promises(self, embedding, centers, labels):
         """Whether the scan of some rows, as a trial before all are packed, is faster than the lane kernel."""
-        chosen = evenly(len(self.X), JUDGED_ROWS)
+        chosen = blocks.evenly(len(self.X), JUDGED_ROWS)
         rows, labels = np.ascontiguousarray(self.X[chosen]), labels[chosen].copy()
         plane = pack_plane(rows, embedding)
         panels = None if plane is None else pack_centers(centers, plane, np.full(len(centers), np.inf))
@@ -231,11 +237,6 @@ def nearest_centers(X, centers, n_threads=1):
     return labels, sq_distances
 
 
-def evenly(n_rows, n_wanted):
-    """A slice that takes n_wanted of the rows, or up to twice as many, at equal distances."""
-    return slice(None, None, max(1, n_rows // n_wanted))
-
-
 def pays(X, n_clusters):
     """Whether the scan can be faster than the lane kernel, its preparation included."""
     if not blocks.runs_native(X):
@@ -258,7 +259,7 @@ def head_embedding(X, energy):
 
     None where the axes that hold most of the variance are too many to save anything.
     """
-    rows = X[evenly(len(X), SAMPLE)]
+    rows = X[blocks.evenly(len(X), SAMPLE)]
     origin = all_features(X).origin
     shifted = (rows - origin).astype(np.float32)
     scatter = (shifted.T @ shifted).astype(np.float64)
@@ -277,7 +278,7 @@ def head_embedding(X, energy):
 
 def all_features(X):
     """Embedding on all features as they are, the mean of rows that are not too long in the origin."""
-    rows = X[evenly(len(X), SAMPLE)]
+    rows = X[blocks.evenly(len(X), SAMPLE)]
     largest = np.abs(rows).max(axis=1)
     return Embedding(rows[largest <= LONG * np.median(largest)].mean(axis=0, dtype=np.float64))
 
@@ -288,7 +289,7 @@ def pack_plane(X, embedding, n_threads=1, fine=None, lanes=1):
     _, _, multiple, wraps = _kernels.native.scan_shape()
     units = -(-embedding.width // (4 * multiple)) * multiple
     n_samples = len(X)
-    sample, _ = embedding(X[evenly(n_samples, SAMPLE)])
+    sample, _ = embedding(X[blocks.evenly(n_samples, SAMPLE)])
     largest = np.abs(sample).max(axis=1)
     lengths = np.sqrt(np.einsum("ij,ij->i", sample, sample))
     typical = float(np.quantile(lengths, 0.99))
@@ -352,7 +353,7 @@ class CandidateScale:
         if wraps:
             scale = max(scale, 2.2 * plane.typical**2 / (2**17 * plane.scale))
         served = np.flatnonzero(np.isfinite(plane.errors))
-        sample = pack_candidates(X[served[evenly(len(served), 1024)]], plane, cls(scale, np.inf))
+        sample = pack_candidates(X[served[blocks.evenly(len(served), 1024)]], plane, cls(scale, np.inf))
         return cls(scale, 1.02 * sample.error)
 
 

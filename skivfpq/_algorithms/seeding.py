@@ -6,7 +6,7 @@ import numpy as np
 from scipy import sparse
 
 from skivfpq import _kernels
-from skivfpq._algorithms.blocks import HANDING_NS, map_rows, run_tasks, runs_native
+from skivfpq._algorithms.blocks import HANDING_NS, PackedRows, map_rows, run_tasks, runs_native
 from skivfpq._algorithms.planes import WIDEST, CandidateScale, all_features, pack_candidates, pack_plane
 from skivfpq._kernels import pair_sq_distances, row_hashes
 
@@ -14,15 +14,15 @@ from skivfpq._kernels import pair_sq_distances, row_hashes
 SAME = 1e-10
 MASS_BLOCK = 256
 EARLY, FAILURE = 8, 0.2  # steps, and the share of pairs evaluated beyond which the scan is no help
-PART_ROWS = 4096  # the same for any number of threads: gains are added part by part
+PART_ROWS = 3072  # whole tiles of 8, 16 or 48; gains are added part by part, for any number of threads alike
 
 
-def hash_rows(X, n_threads=1):
-    """Hashes of the rows, (n_samples,) uint64; equal rows have equal hashes."""
+def hash_rows(X, n_threads=1, single=False):
+    """Hashes of the rows, (n_samples,) uint64; equal rows have equal hashes. Of float32 values if single."""
     factors = _factors(X.shape[1])
     hashes = np.empty(X.shape[0], dtype=np.uint64)
     map_rows(
-        lambda rows: row_hashes(X[rows], factors, hashes[rows]),
+        lambda rows: row_hashes(X[rows], factors, single, hashes[rows]),
         X.shape[0],
         n_threads if runs_native(X) else 1,
         X.shape[1],
@@ -41,13 +41,17 @@ def canonical_order(X, n_threads=1):
     By the hashes of the values rounded to float32 first, so that float64 rows and their float32 copies
     have the same order, and the same seed gives both the same centers.
     """
-    if X.dtype == np.float32:
-        return np.argsort(hash_rows(X, n_threads), kind="stable")
     with np.errstate(over="ignore"):
-        rounded = hash_rows(X.astype(np.float32), n_threads)
-    order = np.argsort(rounded)
-    if (rounded[order[1:]] == rounded[order[:-1]]).any():
-        return np.lexsort((hash_rows(X, n_threads), rounded))
+        rounded = hash_rows(X, n_threads, single=True)
+    order = np.empty(len(rounded), dtype=np.int64)
+    _kernels.order_by_hash(rounded, order)
+    if X.dtype == np.float32:
+        return order
+    same = rounded[order[1:]] == rounded[order[:-1]]
+    if same.any():
+        tied = np.flatnonzero(np.append(same, False) | np.append(False, same))
+        rows = order[tied]
+        order[tied] = rows[np.lexsort((hash_rows(X[rows], n_threads), rounded[rows]))]
     return order
 
 
@@ -70,7 +74,7 @@ def random_rows(X, n_clusters, weights, rng):
     return rng.choice(X.shape[0], n_clusters, replace=False, p=shares / shares.sum())
 
 
-def kmeans_plusplus(X, n_clusters, weights, rng, n_threads=1):
+def kmeans_plusplus(X, n_clusters, weights, rng, n_threads=1, packed=None):
     """Greedy k-means++ centers (Arthur and Vassilvitskii 2007), as in scikit-learn.
 
     The draws do not depend on the order of the rows: they invert the distribution function over the
@@ -82,6 +86,7 @@ def kmeans_plusplus(X, n_clusters, weights, rng, n_threads=1):
     X : (n_samples, n_features) array or CSR
     weights : (n_samples,) not negative, not all zero
     rng : Generator
+    packed : function that returns the PackedRows of X, for others to use too; None to make them here
 
     Returns
     -------
@@ -91,17 +96,17 @@ def kmeans_plusplus(X, n_clusters, weights, rng, n_threads=1):
     """
     n_trials = 2 + int(np.log(n_clusters))
     mass = Mass(weights, canonical_order(X, n_threads))
-    state = CertifiedSeeding if runs_native(X) else Seeding
-    state = state(X, weights, n_clusters, n_threads)
+    if runs_native(X):
+        packed = packed or (lambda: PackedRows(X, n_threads))
+        state = CertifiedSeeding(X, weights, n_clusters, n_threads, packed)
+    else:
+        state = Seeding(X, weights)
     centers = mass.draw(rng.random(1))
     state.look(centers)
     mass.update(*state.take(0))
     while len(centers) < n_clusters and mass.total() > 0:  # else every row of positive weight is at a center
         candidates = mass.draw(rng.random(n_trials))
         state.look(candidates)
-        if state.in_vain():
-            state = state.plain()
-            state.look(candidates)
         gains = state.gains()  # what each takes off the potential, the sum of mass
         best = np.argmax(gains >= gains.max() - SAME * mass.total())
         centers = np.append(centers, candidates[best])
@@ -114,17 +119,18 @@ class Mass:
 
     def __init__(self, weights, order):
         self.weights, self.order = weights, order
-        self.rank = np.empty(len(order), dtype=np.int64)  # where a row stands in the order
-        self.rank[order] = np.arange(len(order))
-        self.blocks = np.zeros((-(-len(order) // MASS_BLOCK), MASS_BLOCK))
-        self.values = self.blocks.reshape(-1)[: len(order)]
-        self.values[:] = weights[order]
-        self.cumulated = np.cumsum(self.blocks.sum(axis=1))  # (n_blocks,)
+        self.ranks = np.empty(len(order), dtype=np.int64)  # where a row stands in the order
+        self.ranks[order] = np.arange(len(order))
+        n_blocks = -(-len(order) // MASS_BLOCK)
+        self.blocks = np.zeros((n_blocks, MASS_BLOCK))
+        self.sums, self.cumulated = np.zeros(n_blocks), np.empty(n_blocks)  # of blocks
+        self.update(np.arange(len(order), dtype=np.int32), np.ones(len(order)))
 
     def update(self, rows, sq_distances):
         """Take over new squared distances of some rows."""
-        self.values[self.rank[rows]] = self.weights[rows] * sq_distances
-        self.cumulated = np.cumsum(self.blocks.sum(axis=1))
+        _kernels.update_mass(
+            rows, sq_distances, self.weights, self.ranks, self.blocks, self.sums, self.cumulated
+        )
 
     def total(self):
         """Sum over all rows."""
@@ -132,14 +138,10 @@ class Mass:
 
     def draw(self, uniforms):
         """Rows in proportion to their mass, one for each number in [0, 1), in canonical order."""
-        places = uniforms * self.total()
-        last = np.searchsorted(self.cumulated, self.total())  # the last block that adds any mass
-        blocks = np.minimum(np.searchsorted(self.cumulated, places, side="right"), last)
-        within = np.cumsum(self.blocks[blocks], axis=1)  # (n_draws, MASS_BLOCK)
-        places -= np.where(blocks > 0, self.cumulated[blocks - 1], 0)
-        steps = (within <= places[:, None]).sum(axis=1)
-        last = (within < within[:, -1:]).sum(axis=1)  # the last row of the block that adds any
-        return self.order[np.sort(blocks * MASS_BLOCK + np.minimum(steps, last))]
+        ranks = np.empty(len(uniforms), dtype=np.int64)
+        _kernels.draw_mass(self.blocks, self.cumulated, uniforms, ranks)
+        ranks.sort()
+        return self.order[ranks]
 
 
 class Seeding:
@@ -149,7 +151,7 @@ class Seeding:
     differences.
     """
 
-    def __init__(self, X, weights, n_clusters=None, n_threads=None):
+    def __init__(self, X, weights):
         self.X, self.weights = X, weights
         self.closest = np.full(X.shape[0], np.inf)
         self.labels = np.full(X.shape[0], -1, dtype=np.int32)
@@ -165,17 +167,13 @@ class Seeding:
         """Find the rows that are closer to each of the candidate rows."""
         self.closer = self.to_rows(candidates, np.tile(self.closest, (len(candidates), 1)))
 
-    def in_vain(self):
-        """Whether another class would be faster."""
-        return False
-
     def gains(self):
         """What each candidate takes off the weighted sum of closest, (n_candidates,)."""
         return ((self.closest - self.closer) * self.weights).sum(axis=1)
 
     def take(self, i):
         """Make the i-th candidate a center; returns the rows that came closer, and their distances."""
-        rows = np.flatnonzero(self.closer[i] < self.closest)
+        rows = np.flatnonzero(self.closer[i] < self.closest).astype(np.int32)
         self.labels[rows] = self.n_centers
         self.closest = self.closer[i]
         self.n_centers += 1
@@ -197,64 +195,73 @@ class Seeding:
 
 
 class CertifiedSeeding:
-    """The same by the certified scan: most rows are shown not to come closer by 8-bit products."""
+    """The same by certified scores: most rows are shown not to come closer by products of 8 bits or floats.
 
-    def __init__(self, X, weights, n_clusters, n_threads):
+    By the int8 scan of a plane where that pays, else by the lane kernel's scores.
+    """
+
+    def __init__(self, X, weights, n_clusters, n_threads, packed):
         n_samples, n_trials = X.shape[0], 2 + int(np.log(n_clusters))
         self.X, self.weights, self.n_threads = X, weights, n_threads
         self.closest = np.full(n_samples, np.inf)
         self.labels = np.full(n_samples, -1, dtype=np.int32)
         self.n_centers = 0
+        self.make_packed, self.packed, self.limits = packed, None, None
         self.plane, self.candidate_scale = None, CandidateScale(0.0, 0.0)
         if n_samples >= 1024 and n_clusters >= 20 and 32 <= X.shape[1] <= WIDEST:
             self.plane = pack_plane(X, all_features(X), n_threads, lanes=16)
         if self.plane is not None:
             self.candidate_scale = CandidateScale.of(X, self.plane)
-        size = -(-n_samples // 16) * 16
+        size = 0 if self.plane is None else -(-n_samples // 16) * 16
         self.thresholds = np.full(size, np.iinfo(np.int32).min // 2, dtype=np.int32)  # every candidate is
         self.caps = np.full(size, 65535, dtype=np.int32)  # looked at
         # Written in the first steps only, where candidates win many rows.
         self.rows = np.empty((n_trials, n_samples), dtype=np.int32)
         self.sq_distances = np.empty((n_trials, n_samples))
-        self.starts = np.arange(0, n_samples, PART_ROWS)
+        self.n_parts = -(-n_samples // PART_ROWS)
         self.n_failures = 0
 
     def look(self, candidates):
         """Find the rows that are closer to each of the candidate rows."""
+        self._leave_plane_in_vain()
         panels = pack_candidates(self.X[candidates], self.plane, self.candidate_scale)
         plane = self.plane
         if plane is not None and panels.error > self.candidate_scale.error:
-            plane = None  # too long for the plane: all pairs are looked at
+            plane = None  # too long for the plane
         elif plane is not None:
             panels.error = self.candidate_scale.error
-        self.n_closer = np.empty((len(self.starts), len(candidates)), dtype=np.int64)
-        self.part_gains = np.empty((len(self.starts), len(candidates)))
-
+        if plane is None and self.packed is None:
+            self._pack()
+        self.n_closer = np.empty((self.n_parts, len(candidates)), dtype=np.int64)
+        self.part_gains = np.empty((self.n_parts, len(candidates)))
         self.evaluated = []
 
         def scan(parts):
             evaluated = _kernels.native.closer_candidates(
-                self.X, plane, panels, self.thresholds, self.caps, self.closest, self.weights, PART_ROWS,
-                parts.start, parts.stop, self.rows, self.sq_distances, self.n_closer, self.part_gains,
+                self.X, plane, self.packed, panels, self.thresholds, self.caps, self.limits, self.closest,
+                self.weights, PART_ROWS, parts.start, parts.stop, self.rows, self.sq_distances, self.n_closer,
+                self.part_gains,
             )  # fmt: skip
             self.evaluated.append(evaluated)
 
-        work = self.X.size * len(candidates) * (0.02 if plane is not None else 0.5)  # nanoseconds
-        n_threads = self.n_threads if work >= HANDING_NS else 1
-        run_tasks(scan, len(self.starts), 4 * n_threads, n_threads, multiple=1)
+        n_scores = self.X.size * len(candidates)
+        n_threads = self.n_threads if n_scores * (0.02 if plane is not None else 0.05) >= HANDING_NS else 1
+        run_tasks(scan, self.n_parts, 4 * n_threads, n_threads, multiple=1)
 
-    def in_vain(self):
-        """Whether the bound excludes too little, on rows wide enough for matrix products to be faster."""
+    def _pack(self):
+        """Rows for the lane kernel, and the limits of its scores."""
+        self.packed = self.make_packed()
+        self.limits = np.full(self.packed.tiles.shape[0] * self.packed.tiles.shape[2], np.inf, np.float32)
+        if self.n_centers > 0:
+            self._set_closest(np.arange(len(self.closest), dtype=np.int32), self.closest.copy())
+
+    def _leave_plane_in_vain(self):
+        """Whether the plane's bound excludes too little."""
         if self.plane is None or self.n_centers < EARLY:
-            return False
+            return
         self.n_failures += sum(self.evaluated) > FAILURE * self.n_closer.shape[1] * len(self.closest)
-        return self.n_failures > EARLY
-
-    def plain(self):
-        """The plain class, from here on."""
-        other = Seeding(self.X, self.weights)
-        other.closest, other.labels, other.n_centers = self.closest, self.labels, self.n_centers
-        return other
+        if self.n_failures > EARLY:
+            self.plane = None
 
     def gains(self):
         """What each candidate takes off the weighted sum of closest, (n_candidates,)."""
@@ -262,13 +269,16 @@ class CertifiedSeeding:
 
     def take(self, i):
         """Make the i-th candidate a center; returns the rows that came closer, and their distances."""
-        parts = [slice(start, start + n) for start, n in zip(self.starts, self.n_closer[:, i])]
-        rows = np.concatenate([self.rows[i, part] for part in parts])
-        sq_distances = np.concatenate([self.sq_distances[i, part] for part in parts])
+        rows, sq_distances = self.rows[i], self.sq_distances[i]
+        n = _kernels.native.join_parts(rows, sq_distances, self.n_closer[:, i], PART_ROWS)
+        rows, sq_distances = rows[:n], sq_distances[:n]
         self.labels[rows] = self.n_centers
-        _kernels.native.set_closest(
-            self.X, self.plane, self.candidate_scale.scale, self.candidate_scale.error, rows, sq_distances,
-            self.closest, self.thresholds, self.caps,
-        )  # fmt: skip
+        self._set_closest(rows, sq_distances)
         self.n_centers += 1
         return rows, sq_distances
+
+    def _set_closest(self, rows, sq_distances):
+        _kernels.native.set_closest(
+            self.X, self.plane, self.packed, self.candidate_scale.scale, self.candidate_scale.error, rows,
+            sq_distances, self.closest, self.thresholds, self.caps, self.limits,
+        )  # fmt: skip

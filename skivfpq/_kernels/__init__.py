@@ -28,9 +28,11 @@ __all__ = [
     "adc_scan",
     "cluster_sums",
     "dense_rows",
+    "draw_mass",
     "encode",
     "is_zero_row",
     "nearest_centers",
+    "order_by_hash",
     "order_by_label",
     "pair_sq_distances",
     "row_blocks",
@@ -38,6 +40,7 @@ __all__ = [
     "row_norms",
     "sq_distance_matrix",
     "unit_rows",
+    "update_mass",
 ]
 
 _choice = os.environ.get("SKIVFPQ_KERNELS", "")
@@ -54,7 +57,10 @@ NATIVE = native is not None
 _dense = native if NATIVE else reference
 adc_scan = _dense.adc_scan
 encode = _dense.encode
+draw_mass = _dense.draw_mass
+order_by_hash = _dense.order_by_hash
 order_by_label = _dense.order_by_label
+update_mass = _dense.update_mass
 
 
 def _either(name):

@@ -34,9 +34,10 @@ SQ_DISTANCE(sq_distance_f64, double, f64x4)
 
 /* |X[row] - c|^2 for rows of either type. */
 static inline double sq_distance(const void *X, int is_f64, int64_t row, const double *c, int64_t d) {
-    if (is_f64) return sq_distance_f64_any((const double *)X + row * d, c, d);
-    const float *x = (const float *)X + row * d;
-    return d <= 128 ? sq_distance_f32(x, c, d) : sq_distance_f32_any(x, c, d);
+    const float *x32 = (const float *)X + row * d;
+    const double *x64 = (const double *)X + row * d;
+    if (d > 128) return is_f64 ? sq_distance_f64_any(x64, c, d) : sq_distance_f32_any(x32, c, d);
+    return is_f64 ? sq_distance_f64(x64, c, d) : sq_distance_f32(x32, c, d);
 }
 
 #endif

@@ -177,10 +177,13 @@ static inline uint64_t mix(double value) {
 }
 
 #define ROW_HASHES(NAME, REAL)                                                                       \
-    static void NAME(const REAL *X, int64_t n, int64_t d, const uint64_t *factors, uint64_t *out) {  \
+    static void NAME(const REAL *X, int64_t n, int64_t d, const uint64_t *factors, int single,       \
+                     uint64_t *out) {                                                                \
         for (int64_t i = 0; i < n; i++) {                                                            \
             uint64_t sum = 0;                                                                        \
-            for (int64_t j = 0; j < d; j++) sum += mix((double)X[i * d + j]) * factors[j];           \
+            const REAL *x = X + i * d;                                                               \
+            if (single) for (int64_t j = 0; j < d; j++) sum += mix((double)(float)x[j]) * factors[j]; \
+            else for (int64_t j = 0; j < d; j++) sum += mix((double)x[j]) * factors[j];              \
             out[i] = sum;                                                                            \
         }                                                                                            \
     }

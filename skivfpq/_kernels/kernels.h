@@ -31,9 +31,11 @@ typedef struct {
     void (*cluster_sums_f64)(const double *X, int64_t n_features, const double *weights, const int32_t *order,
                              const int32_t *bounds, const int64_t *clusters, int64_t n_clusters,
                              double *sums, double *counts);
-    /* out[i] = sum over j of mix(X[i, j]) * factors[j], modulo 2^64. */
-    void (*row_hashes_f32)(const float *X, int64_t n, int64_t d, const uint64_t *factors, uint64_t *out);
-    void (*row_hashes_f64)(const double *X, int64_t n, int64_t d, const uint64_t *factors, uint64_t *out);
+    /* out[i] = sum over j of mix(X[i, j]) * factors[j], modulo 2^64; of values rounded to float if single. */
+    void (*row_hashes_f32)(const float *X, int64_t n, int64_t d, const uint64_t *factors, int single,
+                           uint64_t *out);
+    void (*row_hashes_f64)(const double *X, int64_t n, int64_t d, const uint64_t *factors, int single,
+                           uint64_t *out);
     /* out = V axes. */
     void (*project)(const float *V, int64_t n, int64_t d, const float *axes, int64_t n_axes, float *out, int64_t stride);
     /* Nearest centers from rows that pack_tiles transposed once, first a multiple of tile_rows(). */
@@ -57,8 +59,8 @@ typedef struct {
     void (*pack_fine_columns)(const double *, int64_t, int64_t, const float *, int32_t, int16_t *, double *, double *,
                               double *);
     void (*set_closest)(const skivfpq_scan *, const int32_t *, int64_t, const double *, double *, int32_t *,
-                        int32_t *);
-    int64_t (*closer_candidates)(const skivfpq_scan *, const int32_t *, const int32_t *, const double *,
+                        int32_t *, float *);
+    int64_t (*closer_candidates)(const skivfpq_scan *, const int32_t *, const int32_t *, const float *, const double *,
                                  const double *, int64_t, int64_t, int64_t, int64_t, int32_t *, double *,
                                  int64_t *, double *);
     /* Weighted sums (k, d) and total weights (k,) of all clusters; the same bits as cluster_sums. */

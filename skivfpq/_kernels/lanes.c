@@ -74,6 +74,63 @@
 #define OVERFLOW 0x1p500
 #include "lanes.inc"
 
+/* Which lanes of a mask are set, a bit each. */
+#if defined(__AVX512F__)
+#define BITS(mask) ((uint64_t)_mm512_movepi32_mask((__m512i)(mask)))
+#elif defined(__AVX2__)
+#define BITS(mask) ((uint64_t)(unsigned)_mm256_movemask_ps((__m256)(mask)))
+#elif defined(__SSE2__)
+#define BITS(mask) ((uint64_t)(unsigned)_mm_movemask_ps((__m128)(mask)))
+#else
+static inline uint64_t BITS(mask_f32 mask) {
+    uint64_t bits = 0;
+    for (int lane = 0; lane < VECTOR_BYTES / 4; lane++) bits |= (uint64_t)(mask[lane] & 1) << lane;
+    return bits;
+}
+#endif
+
+/* Candidates for k-means++: a row x may be closer to c than some distance u, in the scaled unit, if the
+ * score |c|^2 / 2 - x.c is at most (u^2 - |x|^2) / 2. Rounding of the score is at most
+ * SLACK(d) (|x|^2 + 3 |c|^2) / 2, by SCORE's bound and 2 |x| |c| <= |x|^2 + |c|^2: the row's part of it is
+ * added to the LIMIT, the candidate's is taken off the score's start. */
+#define SLACK(d) (((d) + 8) * (double)(FLT_EPSILON / 2) * 1.001)
+
+float LIMIT(double sq_distance, double length, int64_t d, double scale) {
+    if (sq_distance == 0) return -INFINITY;
+    double lost = d * 0x1p-1073 * scale * scale + 0x1p-100;
+    double limit = sq_distance * scale * scale * (0.5 + 1e-9) + length * length * (SLACK(d) - 1) / 2 + lost;
+    if (!(length < 0x1p60 && limit < 0x1p126)) return INFINITY;
+    return (float)(limit + fabs(limit) * FLT_EPSILON);
+}
+
+void PACK_CANDIDATES(const double *shifted, int64_t k, int64_t d, float *panels, float *starts) {
+    pack_centers_f32(shifted, k, d, panels, starts);
+    for (int64_t i = 0; i < k; i++) {
+        float *column = panels + i / TILE_CENTERS * TILE_CENTERS * d + i % TILE_CENTERS;
+        int fits = starts[i] < 0x1p119f; /* the candidate's length is below 2^60 */
+        for (int64_t j = 0; j < d && !fits; j++) column[j * TILE_CENTERS] = 0;
+        starts[i] = fits ? (float)(starts[i] * (1 - 3 * SLACK(d))) : -INFINITY;
+    }
+}
+
+void CLOSER_ROWS(const float *tiles, int64_t n_tiles, int64_t d, const float *limits, const float *panels,
+                 const float *starts, int64_t n_panels, uint64_t *hits) {
+    enum { WIDTH = VECTOR_BYTES / 4, HEIGHT = TILE_VECTORS * WIDTH };
+    for (int64_t t = 0; t < n_tiles; t++, tiles += HEIGHT * d, limits += HEIGHT)
+        for (int64_t p = 0; p < n_panels; p++) {
+            vector_f32 score[TILE_CENTERS][TILE_VECTORS];
+            score_panel_f32(tiles, d, panels + p * d * TILE_CENTERS, starts + p * TILE_CENTERS, score);
+            for (int c = 0; c < TILE_CENTERS; c++) {
+                uint64_t farther = 0;
+                for (int v = 0; v < TILE_VECTORS; v++)
+                    farther |= BITS(score[c][v] > *(const loaded_f32 *)(limits + v * WIDTH)) << v * WIDTH;
+                *hits++ = farther ^ (((uint64_t)1 << HEIGHT) - 1); /* so is what is no number */
+            }
+        }
+}
+
+int PANEL_CENTERS(void) { return TILE_CENTERS; }
+
 /* out = V axes, four rows and 16 axes at a time. */
 #define PROJECTED_ROWS 4
 #define PROJECTED_AXES 16

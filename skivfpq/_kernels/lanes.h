@@ -32,6 +32,25 @@
 DECLARE_SCORE(f32);
 DECLARE_SCORE(f64);
 
+/* Float scores of candidates for k-means++: what may be closer to them. */
+#define LANES_LEVELLED_(name, level) skivfpq_##name##_##level
+#define LANES_LEVELLED(name, level) LANES_LEVELLED_(name, level)
+#define LIMIT LANES_LEVELLED(limit, LEVEL)
+#define PACK_CANDIDATES LANES_LEVELLED(pack_candidates, LEVEL)
+#define CLOSER_ROWS LANES_LEVELLED(closer_rows, LEVEL)
+#define PANEL_CENTERS LANES_LEVELLED(panel_centers, LEVEL)
+
+/* The score at most of a candidate that is closer to a row, of this length in tiles, than sq_distance. */
+float LIMIT(double sq_distance, double length, int64_t d, double scale);
+/* Candidates of a panel. */
+int PANEL_CENTERS(void);
+void PACK_CANDIDATES(const double *shifted, int64_t k, int64_t d, /* IN (k, d) minus the origin, times the scale */
+                     float *panels, float *starts);               /* OUT (n_panels, d, PANEL_CENTERS), (n_panels, ..) */
+/* Bit r of hits (n_tiles, n_panels * PANEL_CENTERS): whether row r of a tile may be closer to a candidate. */
+void CLOSER_ROWS(const float *tiles, int64_t n_tiles, int64_t d, const float *limits, /* IN */
+                 const float *panels, const float *starts, int64_t n_panels,         /* IN */
+                 uint64_t *hits);                                                    /* OUT */
+
 /* Rows on axes. */
 #define PROJECT_(level) skivfpq_project_##level
 #define PROJECT_OF(level) PROJECT_(level)

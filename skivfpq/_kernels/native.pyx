@@ -24,6 +24,11 @@ cdef extern from "scan.h":
         const double *scales
         const double *errors
         const double *sq_lengths
+    ctypedef struct skivfpq_lane_rows:
+        const float *tiles
+        const double *lengths
+        const double *origin
+        double scale
     ctypedef struct skivfpq_scan:
         const void *X
         int is_f64
@@ -31,6 +36,7 @@ cdef extern from "scan.h":
         const double *centers
         skivfpq_fine_rows fine_rows
         skivfpq_fine_columns fine_columns
+        skivfpq_lane_rows lanes
         const uint8_t *codes
         const int32_t *sq_norms
         const float *errors
@@ -60,8 +66,8 @@ cdef extern from "kernels.h":
                                  const int64_t *, int64_t, double *, double *) noexcept nogil
         void (*cluster_sums_f64)(const double *, int64_t, const double *, const int32_t *, const int32_t *,
                                  const int64_t *, int64_t, double *, double *) noexcept nogil
-        void (*row_hashes_f32)(const float *, int64_t, int64_t, const uint64_t *, uint64_t *) noexcept nogil
-        void (*row_hashes_f64)(const double *, int64_t, int64_t, const uint64_t *, uint64_t *) noexcept nogil
+        void (*row_hashes_f32)(const float *, int64_t, int64_t, const uint64_t *, int, uint64_t *) noexcept nogil
+        void (*row_hashes_f64)(const double *, int64_t, int64_t, const uint64_t *, int, uint64_t *) noexcept nogil
         void (*project)(const float *, int64_t, int64_t, const float *, int64_t, float *, int64_t) noexcept nogil
         int (*nearest_packed)(const void *, int, int64_t, const double *, int64_t, const double *, double,
                               const float *, const double *, int64_t, int64_t, int32_t *, double *) noexcept nogil
@@ -81,9 +87,9 @@ cdef extern from "kernels.h":
         void (*pack_fine_columns)(const double *, int64_t, int64_t, const float *, int32_t, int16_t *,
                                   double *, double *, double *) noexcept nogil
         void (*set_closest)(const skivfpq_scan *, const int32_t *, int64_t, const double *, double *,
-                            int32_t *, int32_t *) noexcept nogil
-        int64_t (*closer_candidates)(const skivfpq_scan *, const int32_t *, const int32_t *, const double *,
-                                     const double *, int64_t, int64_t, int64_t, int64_t, int32_t *,
+                            int32_t *, int32_t *, float *) noexcept nogil
+        int64_t (*closer_candidates)(const skivfpq_scan *, const int32_t *, const int32_t *, const float *,
+                                     const double *, const double *, int64_t, int64_t, int64_t, int64_t, int32_t *,
                                      double *, int64_t *, double *) noexcept nogil
         void (*add_rows_f32)(const float *, int64_t, int64_t, const double *, const int32_t *, int64_t,
                              double *, double *) noexcept nogil
@@ -205,6 +211,7 @@ def add_rows(
 def row_hashes(
     const floating[:, ::1] X,        # IN (n_samples, n_features)
     const uint64_t[::1] factors,     # IN (n_features,)
+    bint single,                     # IN whether of the values rounded to float32
     uint64_t[::1] out,               # OUT (n_samples,)
 ):
     """A 64-bit hash of each row's values: equal for equal rows, -0.0 or 0.0."""
@@ -214,9 +221,9 @@ def row_hashes(
         return
     with nogil:
         if floating is float:
-            kernels.row_hashes_f32(&X[0, 0], X.shape[0], X.shape[1], &factors[0], &out[0])
+            kernels.row_hashes_f32(&X[0, 0], X.shape[0], X.shape[1], &factors[0], single, &out[0])
         else:
-            kernels.row_hashes_f64(&X[0, 0], X.shape[0], X.shape[1], &factors[0], &out[0])
+            kernels.row_hashes_f64(&X[0, 0], X.shape[0], X.shape[1], &factors[0], single, &out[0])
 
 
 def tile_rows():
@@ -439,15 +446,25 @@ def pack_fine_columns(
                                   &errors[0], &sq_lengths[0])
 
 
-cdef skivfpq_scan scan_of_rows(const floating[:, ::1] X, plane) except *:
-    """The rows of a scan; the arrays behind its pointers are kept alive by X and plane."""
+cdef skivfpq_scan scan_of_rows(const floating[:, ::1] X, plane, packed) except *:
+    """The rows of a scan; the arrays behind its pointers are kept alive by X, plane and packed."""
     cdef skivfpq_scan scan
     cdef const uint8_t[:, :, :, ::1] codes
     cdef const int32_t[::1] sq_norms, fine_sq_norms
     cdef const float[::1] errors, fine_scales, fine_errors
     cdef const int8_t[:, ::1] fine_codes
+    cdef const float[:, :, ::1] tiles
+    cdef const double[::1] lengths, origin
     scan.X, scan.is_f64, scan.n_features = <const void *>&X[0, 0], floating is double, X.shape[1]
-    scan.codes = NULL
+    scan.codes, scan.lanes.tiles = NULL, NULL
+    if packed is not None:
+        tiles, lengths, origin = packed.tiles, packed.lengths, packed.origin
+        if (tiles.shape[0] * tiles.shape[2] < X.shape[0] or tiles.shape[1] != X.shape[1]
+                or tiles.shape[2] != kernels.tile_rows() or lengths.shape[0] != X.shape[0]
+                or origin.shape[0] != X.shape[1]):
+            raise ValueError("scan: shapes of X and packed do not fit together.")
+        scan.lanes.tiles, scan.lanes.lengths, scan.lanes.origin = &tiles[0, 0, 0], &lengths[0], &origin[0]
+        scan.lanes.scale = packed.scale
     if plane is None:
         return scan
     fine_codes, fine_scales, fine_errors, fine_sq_norms = plane.fine
@@ -464,11 +481,11 @@ cdef skivfpq_scan scan_of_rows(const floating[:, ::1] X, plane) except *:
     return scan
 
 
-cdef skivfpq_scan scan_of(const floating[:, ::1] X, plane, panels) except *:
-    """Rows and columns of a scan; the arrays behind its pointers are kept alive by X, plane and panels."""
-    cdef skivfpq_scan scan = scan_of_rows(X, plane)
+cdef skivfpq_scan scan_of(const floating[:, ::1] X, plane, packed, panels) except *:
+    """Rows and columns of a scan; the arrays behind its pointers are kept alive by the arguments."""
+    cdef skivfpq_scan scan = scan_of_rows(X, plane, packed)
     cdef const double[:, ::1] centers = panels.centers
-    cdef const int8_t[:, ::1] packed
+    cdef const int8_t[:, ::1] codes
     cdef const int16_t[:, ::1] fine_codes
     cdef const int32_t[::1] starts, ids
     cdef const double[::1] far_lengths, drifts, fine_scales, fine_errors, fine_sq_lengths
@@ -479,17 +496,17 @@ cdef skivfpq_scan scan_of(const floating[:, ::1] X, plane, panels) except *:
     if plane is None:
         return scan
     fine_codes, fine_scales, fine_errors, fine_sq_lengths = panels.fine
-    packed, starts, ids, far_lengths = panels.packed, panels.starts, panels.ids, panels.far_lengths
+    codes, starts, ids, far_lengths = panels.packed, panels.starts, panels.ids, panels.far_lengths
     if (fine_codes.shape[0] != centers.shape[0] or fine_codes.shape[1] != X.shape[1]
-            or packed.shape[1] != scan.units * 4 * kernels.scan_shape.columns
-            or packed.shape[0] * kernels.scan_shape.columns < ids.shape[0] - far_lengths.shape[0]
-            or starts.shape[0] != packed.shape[0] * kernels.scan_shape.columns):
+            or codes.shape[1] != scan.units * 4 * kernels.scan_shape.columns
+            or codes.shape[0] * kernels.scan_shape.columns < ids.shape[0] - far_lengths.shape[0]
+            or starts.shape[0] != codes.shape[0] * kernels.scan_shape.columns):
         raise ValueError("scan: shapes of X, plane and panels do not fit together.")
     scan.fine_columns.codes, scan.fine_columns.scales = &fine_codes[0, 0], &fine_scales[0]
     scan.fine_columns.errors, scan.fine_columns.sq_lengths = &fine_errors[0], &fine_sq_lengths[0]
     scan.n_far = far_lengths.shape[0]
     scan.n_columns = ids.shape[0] - scan.n_far
-    scan.panels = &packed[0, 0] if scan.n_columns else NULL
+    scan.panels = &codes[0, 0] if scan.n_columns else NULL
     scan.starts = &starts[0] if scan.n_columns else NULL
     scan.column_scale, scan.column_error = panels.scale, panels.error
     scan.ids = &ids[0]
@@ -521,7 +538,7 @@ def certified_nearest(
     unserved = np.empty(last_row - first_row, dtype=np.int64)
     cdef int64_t[::1] left = unserved
     cdef int64_t n_left
-    cdef skivfpq_scan scan = scan_of(X, plane, panels)
+    cdef skivfpq_scan scan = scan_of(X, plane, None, panels)
     if plane.codes.shape[2] != 1 or scan.drifts == NULL:
         raise ValueError("certified_nearest: the plane must have one lane, the panels drifts.")
     with nogil:
@@ -534,13 +551,15 @@ def certified_nearest(
 
 def closer_candidates(
     const floating[:, ::1] X,         # IN (n_samples, n_features)
-    plane,                            # IN planes.Plane of all rows, or None
+    plane,                            # IN planes.Plane of all rows, or None:
+    packed,                           # IN then blocks.PackedRows
     panels,                           # IN planes.Panels of the candidates
-    const int32_t[::1] thresholds,    # IN (16 n_blocks,)
+    const int32_t[::1] thresholds,    # IN (16 n_blocks,), of the plane
     const int32_t[::1] caps,          # IN (16 n_blocks,)
+    const float[::1] limits,          # IN (n_tiles * tile_rows(),), of packed
     const double[::1] closest,        # IN (n_samples,)
     const double[::1] weights,        # IN (n_samples,)
-    int64_t part_rows,                # rows of a part, a multiple of 16
+    int64_t part_rows,                # rows of a part, a multiple of 16 and of tile_rows()
     int64_t first_part,
     int64_t last_part,
     int32_t[:, ::1] rows,             # OUT (n_candidates, n_samples), those of a part from its first row on
@@ -551,10 +570,13 @@ def closer_candidates(
     """Rows of some parts closer to each candidate than closest, and the weighted sum of what they win;
     returns the number of pairs evaluated."""
     cdef int64_t n_evaluated, n = X.shape[0]
-    cdef skivfpq_scan scan = scan_of(X, plane, panels)
-    if not 0 <= first_part < last_part or part_rows % 16 or (last_part - 1) * part_rows >= n:
-        raise ValueError("closer_candidates: parts must have a multiple of 16 rows and lie in X.")
+    cdef skivfpq_scan scan = scan_of(X, plane, None if plane is not None else packed, panels)
+    if (not 0 <= first_part < last_part or part_rows % 16 or part_rows % kernels.tile_rows()
+            or (last_part - 1) * part_rows >= n):
+        raise ValueError("closer_candidates: parts must have whole blocks and tiles and lie in X.")
     if (closest.shape[0] != n or weights.shape[0] != n or scan.n_far
+            or (plane is None and (scan.lanes.tiles == NULL or limits.shape[0] < n
+                                   or limits.shape[0] % kernels.tile_rows()))
             or (plane is not None and plane.codes.shape[2] != 16)
             or (plane is not None and (thresholds.shape[0] < n or thresholds.shape[0] % 16
                                        or caps.shape[0] != thresholds.shape[0]))
@@ -565,32 +587,193 @@ def closer_candidates(
         raise ValueError("closer_candidates: shapes do not fit together.")
     with nogil:
         n_evaluated = kernels.closer_candidates(
-            &scan, &thresholds[0] if scan.codes else NULL, &caps[0] if scan.codes else NULL, &closest[0],
-            &weights[0], n, part_rows, first_part, last_part, &rows[0, 0], &sq_distances[0, 0],
-            &n_closer[0, 0], &gains[0, 0])
+            &scan, &thresholds[0] if scan.codes else NULL, &caps[0] if scan.codes else NULL,
+            &limits[0] if scan.lanes.tiles else NULL, &closest[0], &weights[0], n, part_rows, first_part, last_part,
+            &rows[0, 0], &sq_distances[0, 0], &n_closer[0, 0], &gains[0, 0])
+    if n_evaluated < 0:
+        raise MemoryError("closer_candidates: no memory for its scratch arrays.")
     return n_evaluated
+
+
+def join_parts(
+    int32_t[::1] rows,                # INOUT (n_samples,), those of a part from its first row on
+    double[::1] sq_distances,         # INOUT (n_samples,), the same
+    const int64_t[:] n_closer,        # IN (n_parts,)
+    int64_t part_rows,
+):
+    """Move what closer_candidates wrote of each part to the front; returns how much it is."""
+    cdef int64_t n = 0, part, i
+    if (rows.shape[0] != sq_distances.shape[0] or n_closer.shape[0] == 0
+            or (n_closer.shape[0] - 1) * part_rows + n_closer[n_closer.shape[0] - 1] > rows.shape[0]):
+        raise ValueError("join_parts: shapes do not fit together.")
+    for part in range(n_closer.shape[0]):
+        for i in range(part * part_rows, part * part_rows + n_closer[part]):
+            rows[n], sq_distances[n] = rows[i], sq_distances[i]
+            n += 1
+    return n
 
 
 def set_closest(
     const floating[:, ::1] X,         # IN (n_samples, n_features)
     plane,                            # IN planes.Plane of all rows, or None
+    packed,                           # IN blocks.PackedRows of all rows, or None
     double column_scale,              # IN of all candidates
     double column_error,
     const int32_t[::1] rows,          # IN (n_rows,)
     const double[::1] sq_distances,   # IN (n_rows,)
     double[::1] closest,              # INOUT (n_samples,)
-    int32_t[::1] thresholds,          # INOUT (16 n_blocks,)
+    int32_t[::1] thresholds,          # INOUT (16 n_blocks,), of the plane
     int32_t[::1] caps,                # INOUT (16 n_blocks,)
+    float[::1] limits,                # INOUT (n_samples,) or more, of packed
 ):
     """closest[rows] = sq_distances, and the thresholds that follow."""
     cdef skivfpq_scan scan
     if rows.shape[0] == 0:
         return
-    scan = scan_of_rows(X, plane)
+    scan = scan_of_rows(X, plane, packed)
     scan.column_scale, scan.column_error = column_scale, column_error
     if (sq_distances.shape[0] != rows.shape[0] or closest.shape[0] != X.shape[0]
+            or (packed is not None and limits.shape[0] < X.shape[0])
             or (plane is not None and (thresholds.shape[0] < X.shape[0] or caps.shape[0] < X.shape[0]))):
         raise ValueError("set_closest: shapes do not fit together.")
     with nogil:
         kernels.set_closest(&scan, &rows[0], rows.shape[0], &sq_distances[0], &closest[0],
-                            &thresholds[0] if scan.codes else NULL, &caps[0] if scan.codes else NULL)
+                            &thresholds[0] if scan.codes else NULL, &caps[0] if scan.codes else NULL,
+                            &limits[0] if scan.lanes.tiles else NULL)
+
+
+def order_by_hash(
+    const uint64_t[::1] hashes,       # IN (n_samples,)
+    int64_t[::1] order,               # OUT (n_samples,)
+):
+    """Row numbers by rising hash, equal ones in their order."""
+    cdef int64_t n = hashes.shape[0], i, j, moves = 0
+    cdef int shift = 63
+    cdef uint64_t value
+    if order.shape[0] != n:
+        raise ValueError("order_by_hash: shapes of hashes and order do not fit together.")
+    while shift > 0 and (<uint64_t>1 << (64 - shift)) < <uint64_t>n:
+        shift -= 1
+    cdef int64_t[::1] starts = np.zeros((1 << (64 - shift)) + 1, dtype=np.int64)  # a bucket for each row or so
+    cdef uint64_t[::1] values = np.empty(n, dtype=np.uint64)
+    with nogil:
+        for i in range(n):
+            starts[(hashes[i] >> shift) + 1] += 1
+        for i in range(starts.shape[0] - 1):
+            starts[i + 1] += starts[i]
+        for i in range(n):
+            j = starts[hashes[i] >> shift]
+            starts[hashes[i] >> shift] += 1
+            order[j], values[j] = i, hashes[i]
+        for i in range(1, n):  # and sorted by insertion, within the buckets
+            value, j = values[i], i
+            while j > 0 and values[j - 1] > value:
+                j -= 1
+            if j < i:
+                put_before(values, order, i, j)
+                moves += i - j
+            if moves > 64 * n:
+                break
+    if moves > 64 * n:  # hashes made to fall into few buckets
+        np.asarray(order)[:] = np.argsort(hashes, kind="stable")
+
+
+cdef inline void put_before(uint64_t[::1] values, int64_t[::1] order, int64_t i, int64_t j) noexcept nogil:
+    """Move entry i to j < i, those between up."""
+    cdef uint64_t value = values[i]
+    cdef int64_t row = order[i]
+    while i > j:
+        values[i], order[i] = values[i - 1], order[i - 1]
+        i -= 1
+    values[j], order[j] = value, row
+
+
+def update_mass(
+    const int32_t[::1] rows,          # IN (n_rows,)
+    const double[::1] sq_distances,   # IN (n_rows,)
+    const double[::1] weights,        # IN (n_samples,)
+    const int64_t[::1] ranks,         # IN (n_samples,)
+    double[:, ::1] blocks,            # INOUT (n_blocks, block rows, a multiple of 8)
+    double[::1] sums,                 # INOUT (n_blocks,)
+    double[::1] cumulated,            # OUT (n_blocks,)
+):
+    """Weighted squared distances of some rows at their ranks; sums of blocks, added eight by eight."""
+    cdef int64_t height = blocks.shape[1], i, j, b
+    cdef double total = 0
+    cdef double[8] parts
+    cdef double *block
+    if (sq_distances.shape[0] != rows.shape[0] or ranks.shape[0] != weights.shape[0] or height % 8
+            or ranks.shape[0] > blocks.shape[0] * height or sums.shape[0] != blocks.shape[0]
+            or cumulated.shape[0] != blocks.shape[0]):
+        raise ValueError("update_mass: shapes do not fit together.")
+    cdef uint8_t[::1] touched = np.zeros(blocks.shape[0], dtype=np.uint8)
+    with nogil:
+        for i in range(rows.shape[0]):
+            j = ranks[rows[i]]
+            (&blocks[0, 0])[j] = weights[rows[i]] * sq_distances[i]
+            touched[j // height] = 1
+        for b in range(blocks.shape[0]):
+            if touched[b]:
+                block = &blocks[b, 0]
+                for j in range(8):
+                    parts[j] = block[j]
+                for i in range(8, height, 8):
+                    for j in range(8):
+                        parts[j] += block[i + j]
+                sums[b] = (((parts[0] + parts[1]) + (parts[2] + parts[3]))
+                           + ((parts[4] + parts[5]) + (parts[6] + parts[7])))
+            total += sums[b]
+            cumulated[b] = total
+
+
+def draw_mass(
+    const double[:, ::1] blocks,      # IN (n_blocks, block rows)
+    const double[::1] cumulated,      # IN (n_blocks,) of the blocks' sums
+    const double[::1] uniforms,       # IN (n_draws,) in [0, 1)
+    int64_t[::1] ranks,               # OUT (n_draws,)
+):
+    """Where the cumulated mass exceeds these shares of the total; never where it does not rise."""
+    cdef int64_t height = blocks.shape[1], draw, i, b, last = 0
+    cdef double total, place, within, rank_sum
+    if cumulated.shape[0] != blocks.shape[0] or ranks.shape[0] != uniforms.shape[0] or cumulated.shape[0] == 0:
+        raise ValueError("draw_mass: shapes do not fit together.")
+    total = cumulated[cumulated.shape[0] - 1]
+    with nogil:
+        last = first_at_least(cumulated, total)  # the last block that adds any
+        for draw in range(uniforms.shape[0]):
+            place = uniforms[draw] * total
+            b = first_above(cumulated, place)
+            b = b if b < last else last
+            if b > 0:
+                place -= cumulated[b - 1]
+            within, rank_sum = 0, -1
+            for i in range(height):
+                within += blocks[b, i]
+                if within > rank_sum:  # a row that adds something: the last of them serves if none exceeds
+                    ranks[draw], rank_sum = b * height + i, within
+                if within > place:
+                    break
+
+
+cdef inline int64_t first_above(const double[::1] values, double limit) noexcept nogil:
+    """Index of the first of rising values above the limit."""
+    cdef int64_t low = 0, high = values.shape[0], middle
+    while low < high:
+        middle = (low + high) // 2
+        if values[middle] > limit:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+cdef inline int64_t first_at_least(const double[::1] values, double limit) noexcept nogil:
+    """Index of the first of rising values at least the limit."""
+    cdef int64_t low = 0, high = values.shape[0], middle
+    while low < high:
+        middle = (low + high) // 2
+        if values[middle] >= limit:
+            high = middle
+        else:
+            low = middle + 1
+    return low

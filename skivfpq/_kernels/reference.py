@@ -193,29 +193,74 @@ def order_by_label(labels, order, bounds):
     bounds[:] = np.searchsorted(labels[order], np.arange(len(bounds)))
 
 
-def row_hashes(X, factors, out):
+def row_hashes(X, factors, single, out):
     """A 64-bit hash of each row's values: equal for equal rows, dense or CSR, -0.0 or 0.0.
 
     X : IN (n_samples, n_features) array or CSR
     factors : IN (n_features,) uint64
+    single : IN whether of the values rounded to float32
     out : OUT (n_samples,) uint64
     """
     if sparse.issparse(X):
         sums = np.zeros(len(X.data) + 1, dtype=np.uint64)
-        np.cumsum(_mix(X.data) * factors[X.indices], out=sums[1:])  # modulo 2^64, as the rows' sums
+        np.cumsum(_mix(X.data, single) * factors[X.indices], out=sums[1:])  # modulo 2^64, as the rows' sums
         out[:] = sums[X.indptr[1:]] - sums[X.indptr[:-1]]
         return
     for block in row_blocks(X.shape[0], X.shape[1]):
-        (_mix(X[block]) * factors).sum(axis=1, out=out[block])
+        (_mix(X[block], single) * factors).sum(axis=1, out=out[block])
 
 
-def _mix(values):
+def _mix(values, single):
     """Scrambled bits of float64 values; zeros, of either sign, give 0 so that CSR may leave them out."""
+    values = values.astype(np.float32) if single else values
     bits = (values.astype(np.float64) + 0.0).view(np.uint64)  # -0.0 + 0.0 is 0.0
     bits ^= bits >> np.uint64(33)
     bits *= np.uint64(0xFF51AFD7ED558CCD)
     bits ^= bits >> np.uint64(29)
     return bits
+
+
+def order_by_hash(hashes, order):
+    """Row numbers by rising hash, equal ones in their order.
+
+    hashes : IN (n_samples,) uint64
+    order : OUT (n_samples,) int64
+    """
+    order[:] = np.argsort(hashes, kind="stable")
+
+
+def update_mass(rows, sq_distances, weights, ranks, blocks, sums, cumulated):
+    """Weighted squared distances of some rows at their ranks; sums of blocks, added eight by eight.
+
+    rows : IN (n_rows,) int32, sq_distances : IN (n_rows,) float64
+    weights : IN (n_samples,), ranks : IN (n_samples,) int64
+    blocks : INOUT (n_blocks, block rows, a multiple of 8)
+    sums : INOUT (n_blocks,), cumulated : OUT (n_blocks,)
+    """
+    blocks.reshape(-1)[ranks[rows]] = weights[rows] * sq_distances
+    touched = np.unique(ranks[rows] // blocks.shape[1])
+    parts = blocks[touched].reshape(len(touched), blocks.shape[1] // 8, 8).sum(axis=1)
+    for _ in range(3):
+        parts = parts[:, ::2] + parts[:, 1::2]
+    sums[touched] = parts[:, 0]
+    np.cumsum(sums, out=cumulated)
+
+
+def draw_mass(blocks, cumulated, uniforms, ranks):
+    """Where the cumulated mass exceeds these shares of the total; never where it does not rise.
+
+    blocks : IN (n_blocks, block rows), cumulated : IN (n_blocks,) of their sums
+    uniforms : IN (n_draws,) in [0, 1)
+    ranks : OUT (n_draws,) int64
+    """
+    places = uniforms * cumulated[-1]
+    last = np.searchsorted(cumulated, cumulated[-1])  # the last block that adds any mass
+    chosen = np.minimum(np.searchsorted(cumulated, places, side="right"), last)
+    within = np.cumsum(blocks[chosen], axis=1)  # (n_draws, block rows)
+    places -= np.where(chosen > 0, cumulated[chosen - 1], 0)
+    steps = (within <= places[:, None]).sum(axis=1)
+    last = (within < within[:, -1:]).sum(axis=1)  # the last row of the block that adds any
+    ranks[:] = chosen * blocks.shape[1] + np.minimum(steps, last)
 
 
 def encode(X, columns, codewords, first_codewords, codes):

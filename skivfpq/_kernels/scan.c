@@ -14,6 +14,7 @@
 #include "scan.h"
 
 #include "differences.h"
+#include "lanes.h"
 #include "score_block.h"
 
 #include <math.h>
@@ -385,10 +386,12 @@ int64_t CERTIFIED_NEAREST(const skivfpq_scan *s, int64_t first_row, int64_t last
 }
 
 void SET_CLOSEST(const skivfpq_scan *s, const int32_t *rows, int64_t n, const double *sq_distances,
-                 double *closest, int32_t *thresholds, int32_t *caps) {
+                 double *closest, int32_t *thresholds, int32_t *caps, float *limits) {
     for (int64_t i = 0; i < n; i++) {
         int64_t row = rows[i];
         closest[row] = sq_distances[i];
+        if (s->lanes.tiles)
+            limits[row] = LIMIT(closest[row], s->lanes.lengths[row], s->n_features, s->lanes.scale);
         if (!s->codes) continue;
         if (!(s->errors[row] < INFINITY && set_threshold(s, row, sqrt(closest[row]), thresholds + row, caps + row)))
             thresholds[row] = INT32_MIN / 2, caps[row] = 65535; /* all candidates are looked at */
@@ -412,14 +415,22 @@ typedef struct {
     pair pending[PENDING];
 } closer_search;
 
-/* Takes a candidate in that may be closer to a row. */
-static inline void evaluate_pair(closer_search *w, int64_t row, int64_t c) {
+/* Evaluates a candidate for the rows first + i, for each bit i of hits: those that it may be closer to.
+ * Without branches: what is not closer is overwritten by the next, and gains zero. */
+static inline void evaluate_rows(closer_search *w, int64_t first, uint64_t hits, int64_t c) {
     const skivfpq_scan *s = w->s;
-    double exact = sq_distance(s->X, s->is_f64, row, s->centers + c * s->n_features, s->n_features);
-    if (exact >= w->closest[row]) return;
-    w->gains[c] += w->weights[row] * (w->closest[row] - exact);
-    w->rows[c * w->capacity + w->n_closer[c]] = (int32_t)row;
-    w->sq_distances[c * w->capacity + w->n_closer[c]++] = exact;
+    const double *candidate = s->centers + c * s->n_features;
+    int32_t *rows = w->rows + c * w->capacity;
+    double *sq_distances = w->sq_distances + c * w->capacity, gain = w->gains[c];
+    int64_t n = w->n_closer[c];
+    for (; hits; hits &= hits - 1) {
+        int64_t row = first + __builtin_ctzll(hits);
+        double exact = sq_distance(s->X, s->is_f64, row, candidate, s->n_features), before = w->closest[row];
+        rows[n] = (int32_t)row, sq_distances[n] = exact;
+        n += exact < before;
+        gain += w->weights[row] * (before - (exact < before ? exact : before));
+    }
+    w->n_closer[c] = n, w->gains[c] = gain;
 }
 
 static void evaluate_pending(closer_search *w) {
@@ -433,7 +444,7 @@ static void evaluate_pending(closer_search *w) {
         prefetch((const char *)s->X + p.row * d * size, d * size);
         w->pending[n++] = p;
     }
-    for (int i = 0; i < n; i++) evaluate_pair(w, w->pending[i].row, w->pending[i].candidate);
+    for (int i = 0; i < n; i++) evaluate_rows(w, w->pending[i].row, 1, w->pending[i].candidate);
     w->n_pending = 0;
 }
 
@@ -444,19 +455,14 @@ static inline void add_pending(closer_search *w, int64_t row, int64_t candidate)
     w->pending[w->n_pending++] = (pair){(int32_t)row, (int32_t)candidate};
 }
 
-/* The candidates for the rows first..last. */
+/* The candidates for the rows first..last, by the scan. */
 static void search_closer(closer_search *w, const int32_t *thresholds, const int32_t *caps, int64_t first,
                           int64_t last) {
     const skivfpq_scan *s = w->s;
     int32_t out[COLUMNS][BLOCK] __attribute__((aligned(64)));
     uint32_t hits[COLUMNS];
     int64_t n_panels = (s->n_columns + COLUMNS - 1) / COLUMNS;
-    for (int64_t row = first; row < last && !s->codes; row++) {
-        if (w->closest[row] == 0) continue;
-        for (int64_t c = 0; c < s->n_columns; c++) evaluate_pair(w, row, c);
-        w->n_evaluated += s->n_columns;
-    }
-    for (int64_t i = first; i < last && s->codes; i += BLOCK)
+    for (int64_t i = first; i < last; i += BLOCK)
         for (int64_t p = 0; p < n_panels; p++) {
             int columns = columns_of(s, p);
             if (!score_block(s->codes + i * s->units * 4, s->panels + p * s->units * COLUMNS * 4,
@@ -471,19 +477,64 @@ static void search_closer(closer_search *w, const int32_t *thresholds, const int
     evaluate_pending(w);
 }
 
-int64_t CLOSER_CANDIDATES(const skivfpq_scan *s, const int32_t *thresholds, const int32_t *caps,
+/* Candidates as the lane kernel wants them, and what it says of the tiles of a part. */
+typedef struct {
+    float *panels, *starts;
+    int64_t n_panels;
+    uint64_t *hits;
+} lane_search;
+
+/* By the lane kernel's scores. */
+static void search_closer_in_lanes(closer_search *w, const lane_search *l, const float *limits, int64_t first,
+                                   int64_t last) {
+    const skivfpq_scan *s = w->s;
+    int64_t height = TILE(f32)(), n_tiles = (last - first + height - 1) / height, width = l->n_panels * PANEL_CENTERS();
+    CLOSER_ROWS(s->lanes.tiles + first * s->n_features, n_tiles, s->n_features, limits + first, l->panels, l->starts,
+                l->n_panels, l->hits);
+    for (int64_t t = 0; t < n_tiles; t++) {
+        int64_t row = first + t * height;
+        uint64_t present = last - row < 64 ? ((uint64_t)1 << (last - row)) - 1 : ~(uint64_t)0;
+        for (int64_t c = 0; c < s->n_columns; c++) {
+            uint64_t hits = l->hits[t * width + c] & present;
+            evaluate_rows(w, row, hits, c);
+            w->n_evaluated += __builtin_popcountll(hits);
+        }
+    }
+}
+
+/* Packs the candidates for the lane kernel; 0 without memory. */
+static int start_lanes(const skivfpq_scan *s, int64_t part_rows, lane_search *l) {
+    int64_t d = s->n_features, k = s->n_columns, width = PANEL_CENTERS();
+    l->n_panels = (k + width - 1) / width;
+    double *shifted = malloc(sizeof(double) * k * d);
+    l->panels = malloc(sizeof(float) * l->n_panels * width * d);
+    l->starts = malloc(sizeof(float) * l->n_panels * width);
+    l->hits = malloc(sizeof(uint64_t) * l->n_panels * width * (part_rows / TILE(f32)() + 1));
+    int started = shifted && l->panels && l->starts && l->hits;
+    for (int64_t i = 0; i < k * d && started; i++)
+        shifted[i] = (s->centers[i] - s->lanes.origin[i % d]) * s->lanes.scale;
+    if (started) PACK_CANDIDATES(shifted, k, d, l->panels, l->starts);
+    free(shifted);
+    return started;
+}
+
+int64_t CLOSER_CANDIDATES(const skivfpq_scan *s, const int32_t *thresholds, const int32_t *caps, const float *limits,
                           const double *closest, const double *weights, int64_t n_rows, int64_t part_rows,
                           int64_t first_part, int64_t last_part, int32_t *rows, double *sq_distances,
                           int64_t *n_closer, double *gains) {
     closer_search w = {.s = s, .closest = closest, .weights = weights, .capacity = n_rows};
+    lane_search lanes = {0};
+    int started = s->codes || start_lanes(s, part_rows, &lanes);
     begin_scan();
-    for (int64_t part = first_part; part < last_part; part++) {
+    for (int64_t part = first_part; part < last_part && started; part++) {
         int64_t first = part * part_rows, last = first + part_rows < n_rows ? first + part_rows : n_rows;
         w.rows = rows + first, w.sq_distances = sq_distances + first;
         w.gains = gains + part * s->n_columns, w.n_closer = n_closer + part * s->n_columns;
         for (int64_t c = 0; c < s->n_columns; c++) w.n_closer[c] = 0, w.gains[c] = 0;
-        search_closer(&w, thresholds, caps, first, last);
+        if (s->codes) search_closer(&w, thresholds, caps, first, last);
+        else search_closer_in_lanes(&w, &lanes, limits, first, last);
     }
     end_scan();
-    return w.n_evaluated;
+    free(lanes.panels), free(lanes.starts), free(lanes.hits);
+    return started ? w.n_evaluated : -1;
 }

@@ -38,6 +38,14 @@ typedef struct {
     const double *sq_lengths; /* (k,) scale^2 |q|^2 */
 } skivfpq_fine_columns;
 
+/* Rows as the lane kernel has them (lanes.h). */
+typedef struct {
+    const float *tiles;    /* (n_tiles, d, tile rows) */
+    const double *lengths; /* (n,) */
+    const double *origin;  /* (d,) */
+    double scale;
+} skivfpq_lane_rows;
+
 /* Rows against centers. Everything is IN. */
 typedef struct {
     const void *X;             /* (n, d) float32 or float64 */
@@ -46,7 +54,8 @@ typedef struct {
     const double *centers;     /* (k, d) */
     skivfpq_fine_rows fine_rows;
     skivfpq_fine_columns fine_columns;
-    const uint8_t *codes;      /* (n_blocks, units, 16, 4) or (n, units, 4); NULL: all pairs are evaluated */
+    skivfpq_lane_rows lanes;   /* of k-means++ */
+    const uint8_t *codes;      /* (n_blocks, units, 16, 4) or (n, units, 4); NULL: the lanes serve */
     const int32_t *sq_norms;   /* (n,) of the rows' int8 points */
     const float *errors;       /* (n,) |y - s q|, inf for rows that are not to be scanned */
     double row_scale;
@@ -82,17 +91,20 @@ typedef struct {
     void PACK_FINE_COLUMNS(const double *centers, int64_t k, int64_t d, const float *origin,         \
                            int32_t limit, int16_t *codes, double *scales, double *errors,            \
                            double *sq_lengths);                                                      \
-    /* closest[rows[i]] = sq_distances[i], and the thresholds (n,) that follow. */                   \
+    /* closest[rows[i]] = sq_distances[i], and the thresholds and limits (n,) that follow. */        \
     void SET_CLOSEST(const skivfpq_scan *s, const int32_t *rows, int64_t n,                          \
-                     const double *sq_distances, double *closest, int32_t *thresholds, int32_t *caps); \
+                     const double *sq_distances, double *closest, int32_t *thresholds, int32_t *caps, \
+                     float *limits);                                                                 \
     /* For each center and each part of the rows (part_rows of them, a multiple of 16), those that are */ \
     /* closer to it than closest (n,), in rows and sq_distances OUT (k, n) from the part's first row */ \
     /* on, n_closer OUT (n_parts, k) of them, and gains OUT (n_parts, k): the weighted sum of what */ \
-    /* they win. Without codes every pair is evaluated. Returns the number of pairs evaluated. */    \
+    /* they win. By codes and thresholds or, without codes, by tiles and limits; part_rows is then a */ \
+    /* multiple of a tile's rows. Returns the number of pairs evaluated, or -1 without memory. */     \
     int64_t CLOSER_CANDIDATES(const skivfpq_scan *s, const int32_t *thresholds, const int32_t *caps, \
-                              const double *closest, const double *weights, int64_t n_rows,          \
-                              int64_t part_rows, int64_t first_part, int64_t last_part,              \
-                              int32_t *rows, double *sq_distances, int64_t *n_closer, double *gains);
+                              const float *limits, const double *closest, const double *weights,     \
+                              int64_t n_rows, int64_t part_rows, int64_t first_part,                 \
+                              int64_t last_part, int32_t *rows, double *sq_distances,                \
+                              int64_t *n_closer, double *gains);
 #ifdef LEVEL
 DECLARE_SCAN
 #endif
