@@ -319,10 +319,12 @@ def bars_of(X, plane, packed, panels, sq_distances):
 
 @pytest.mark.parametrize("has_plane", [True, False])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("case", ["normal", "zeros", "long row", "1e30 value", "tiny", "far origin"])
+@pytest.mark.parametrize(
+    "case", ["normal", "zeros", "long row", "1e30 value", "tiny", "far origin", "near ties"]
+)
 def test_closer_candidates(instruction_set, case, dtype, has_plane):
     rng = np.random.default_rng(1)
-    X = awkward("normal" if case in ("tiny", "far origin") else case, (1050, 40), dtype)
+    X = awkward("normal" if case in ("tiny", "far origin", "near ties") else case, (1050, 40), dtype)
     X *= 1e-25 if case == "tiny" else 1
     X += 1e4 * rng.normal(size=40).astype(dtype) if case == "far origin" else 0
     weights = rng.random(len(X))
@@ -336,6 +338,8 @@ def test_closer_candidates(instruction_set, case, dtype, has_plane):
     packed = blocks.PackedRows(X, 1)
     sq_distances = all_sq_distances(X, X[chosen])
     taken = X[[*range(0, 1000, 200), chosen[3]]]  # rows as far from a candidate as before
+    if case == "near ties":
+        taken = (X[chosen] * (1 + 1e-7 * rng.normal(size=(len(chosen), 40)))).astype(dtype)
     closest, *bars = bars_of(X, plane, packed, panels, all_sq_distances(X, taken).min(axis=1))
     rows, found = np.empty((len(chosen), 1050), np.int32), np.empty((len(chosen), 1050))
     n_closer, gains = np.full((3, len(chosen)), -1), np.full((3, len(chosen)), np.nan)

@@ -105,14 +105,10 @@ float LIMIT(double sq_distance, double length, int64_t d, double scale) {
 
 void PACK_CANDIDATES(const double *shifted, int64_t k, int64_t d, float *panels, float *starts) {
     pack_centers_f32(shifted, k, d, panels, starts);
-    for (int64_t i = 0; i < k; i++) {
-        float *column = panels + i / TILE_CENTERS * TILE_CENTERS * d + i % TILE_CENTERS;
-        int fits = starts[i] < 0x1p119f; /* the candidate's length is below 2^60 */
-        for (int64_t j = 0; j < d && !fits; j++) column[j * TILE_CENTERS] = 0;
-        starts[i] = fits ? (float)(starts[i] * (1 - 3 * SLACK(d))) : -INFINITY;
-    }
+    for (int64_t i = 0; i < k; i++) starts[i] = (float)(starts[i] * (1 - 3 * SLACK(d)));
 }
 
+/* Infinite scores are of candidates far beyond any finite limit. */
 void CLOSER_ROWS(const float *tiles, int64_t n_tiles, int64_t d, const float *limits, const float *panels,
                  const float *starts, int64_t n_panels, uint64_t *hits) {
     enum { WIDTH = VECTOR_BYTES / 4, HEIGHT = TILE_VECTORS * WIDTH };
