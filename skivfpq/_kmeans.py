@@ -237,7 +237,7 @@ default="k-means++"
     def _best_start(self, X, weights, rng):
         """Centers, labels and squared distances of the start with the least inertia; sets n_iter_."""
         step = MemoryStep(X, weights, effective_n_jobs(self.n_jobs), int(self.n_clusters))
-        tol = scaled_tolerance(X, weights, self.tol)
+        tol = scaled_tolerance(X, weights, self.tol, step.n_threads)
         best_inertia = np.inf
         for _ in range(self._n_starts()):
             step.start()
@@ -249,11 +249,11 @@ default="k-means++"
                 max_iter=int(self.max_iter),
                 tol=tol,
                 spherical=self.metric == "cosine",
-                report=self._report,
+                report=self._report if self.verbose else None,
             )
             if inertia < best_inertia * (1 - SAME) or best_inertia == np.inf:
                 best_inertia, self.n_iter_ = inertia, n_iter
-                best = centers, step.labels.copy(), step.sq_distances.copy()
+                best = centers, step.labels.copy(), step.sq_distances().copy()
         return best
 
     def _n_starts(self):

@@ -102,6 +102,12 @@ def by_differences(X, centers):
     return labels, sq_distances
 
 
+def find(search, centers, labels, sq_distances):
+    """Nearest centers, and the squared distances to them where the search leaves them to its caller."""
+    if not search(centers, labels, sq_distances):
+        blocks.row_sq_distances(search.X, centers, labels, sq_distances)
+
+
 def steps(X, n_clusters, n_steps, seed=0):
     """Centers as Lloyd's steps move them, some that stay and equal ones; and the oracle's answer."""
     rng = np.random.default_rng(seed)
@@ -136,7 +142,7 @@ def test_labels_are_those_of_differences(instruction_set, monkeypatch, case, dty
     assert search.scans
     labels, sq_distances = np.full(n_samples, -1, dtype=np.int32), np.empty(n_samples)
     for centers, expected, expected_sq_distances in expected_steps:
-        search(centers, labels, sq_distances)
+        find(search, centers, labels, sq_distances)
         assert_array_equal(labels, expected)
         assert_array_equal(sq_distances, expected_sq_distances)
 
@@ -149,7 +155,7 @@ def test_rows_of_many_units_and_panels_in_part(instruction_set, monkeypatch, sha
     search = planes.NearestCenters(X, n_clusters, n_threads=1)
     labels, sq_distances = np.full(n_samples, -1, dtype=np.int32), np.empty(n_samples)
     for centers, expected, expected_sq_distances in expected_steps:
-        search(centers, labels, sq_distances)
+        find(search, centers, labels, sq_distances)
         assert_array_equal(labels, expected)
         assert_array_equal(sq_distances, expected_sq_distances)
 
@@ -166,7 +172,7 @@ def test_scores_of_long_columns_do_not_overflow(instruction_set, monkeypatch):
     )
     search = planes.NearestCenters(X, 128, n_threads=1)
     labels, sq_distances = np.zeros(len(X), dtype=np.int32), np.empty(len(X))
-    search(centers, labels, sq_distances)
+    find(search, centers, labels, sq_distances)
     _, _, _, wraps = _kernels.native.scan_shape()
     assert not left or wraps  # whose columns are too coarse for such lengths
     expected, expected_sq_distances = plain(X, centers)
@@ -181,7 +187,7 @@ def test_lower_bounds_hold_and_save_work(instruction_set, monkeypatch, dtype):
     search = planes.NearestCenters(X, 256, n_threads=1)
     labels, sq_distances = np.full(len(X), -1, dtype=np.int32), np.empty(len(X))
     for centers, _, _ in steps(X, 256, 8):
-        search(centers, labels, sq_distances)
+        find(search, centers, labels, sq_distances)
         distances = np.sqrt(np.square(X[:, None].astype(np.float64) - centers).sum(axis=-1))
         distances[np.arange(len(X)), labels] = np.inf
         assert np.all(search.lower <= distances.min(axis=1) * (1 + 1e-12))
@@ -272,7 +278,7 @@ def test_rows_that_defeat_the_bound_go_to_the_lane_kernel(instruction_set, monke
     search = planes.NearestCenters(X, 256, n_threads=1)
     labels, sq_distances = np.full(len(X), -1, dtype=np.int32), np.empty(len(X))
     centers = X[rng.choice(len(X), 256, replace=False)]
-    search(centers, labels, sq_distances)
+    find(search, centers, labels, sq_distances)
     assert sum(left[1:]) > 3000  # the first call guesses
     assert_array_equal(labels, by_differences(X, centers)[0])
 
@@ -307,7 +313,7 @@ def test_a_scan_that_does_not_pay_is_given_up():
     assert proven.scans
     labels, sq_distances = np.full(len(X), -1, dtype=np.int32), np.empty(len(X))
     for centers, expected, expected_sq_distances in steps(X, 256, 3):
-        search(centers, labels, sq_distances)
+        find(search, centers, labels, sq_distances)
         assert_array_equal(labels, expected)
         assert_array_equal(sq_distances, expected_sq_distances)
 
@@ -332,8 +338,8 @@ def test_a_start_forgets_the_bounds_of_the_one_before(monkeypatch):
     *_, (last, _, _) = steps(X, 256, 4)
     for centers in (last, last, last):  # which find bounds a little beyond the nearest centers
         step(centers)
-    beyond = step.search.lower / np.sqrt(np.maximum(step.sq_distances, 1e-9))
-    row = np.argmax(np.where(step.sq_distances > 1, beyond, 0))
+    beyond = step.search.lower / np.sqrt(np.maximum(step.sq_distances(), 1e-9))
+    row = np.argmax(np.where(step.sq_distances() > 1, beyond, 0))
     assert beyond[row] > 1.01
     near, other = step.labels[row], (step.labels[row] + 1) % 256
     # Another start, whose centers come to where they were, but for one that took the row meanwhile.
@@ -347,4 +353,4 @@ def test_a_start_forgets_the_bounds_of_the_one_before(monkeypatch):
         step(centers)
         expected, expected_sq_distances = by_differences(X, centers)
         assert_array_equal(step.labels, expected)
-        assert_array_equal(step.sq_distances, expected_sq_distances)
+        assert_array_equal(step.sq_distances(), expected_sq_distances)

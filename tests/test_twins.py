@@ -436,9 +436,10 @@ def test_tiles_and_what_is_nearest_by_them(instruction_set, case, dtype):
     assert_array_equal(tiles, expected.reshape(shape[0], height, 20).transpose(0, 2, 1))
     assert_allclose(lengths, lengths_of(shifted), rtol=1e-14, atol=1e-160)
     centers = X[::9].astype(np.float64)
-    labels, sq_distances = np.empty(len(X), np.int32), np.empty(len(X))
+    labels, sq_distances = np.full(len(X), -1, np.int32), np.empty(len(X))
     for first, last in ((0, cut), (cut, len(X))):
-        native.nearest_packed(X, origin, scale, tiles, lengths, centers, first, last, labels, sq_distances)
+        native.nearest_packed(X, origin, scale, tiles, lengths, centers, first, last, labels)
     distances = all_sq_distances(X, centers)
     assert_array_equal(labels, distances.argmin(axis=1))
+    native.row_sq_distances(X, centers, labels, sq_distances)
     assert_array_equal(sq_distances, distances.min(axis=1))

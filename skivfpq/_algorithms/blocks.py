@@ -13,7 +13,8 @@ from skivfpq import _kernels
 CACHED = 1 << 18  # bytes that stay in the second cache
 TILE_MULTIPLE = 48  # rows of a task start at a block of 16 rows and a tile of 8, 16 or 48
 ROWS_PER_TASK = 2048  # a native call packs the centers anew: below 1/1000 of its work at this height
-SAMPLE = 1024  # rows whose mean stands for all rows'
+SAMPLE = 256  # rows whose mean stands for all rows'
+GATHERED = 0.4  # share of the rows, below which they are gathered by cluster
 HANDING_NS = 4e5  # work that is done before threads have their tasks and are waited for
 
 
@@ -54,12 +55,28 @@ def nearest_ns(centers):
     return 10 + 0.03 * centers.size
 
 
-def cluster_sums(X, weights, labels, clusters, sums, counts, n_threads=1):
-    """Weighted sums (n_clusters, n_features) and total weights (n_clusters,) of the given clusters."""
-    few = n_threads == 1 or len(labels) * (2 + X.shape[1] / 2) < HANDING_NS
-    if runs_native(X) and few and sums.nbytes <= CACHED:
-        _kernels.native.add_rows(X, weights, labels, sums, counts)
+def row_sq_distances(X, centers, labels, out, n_threads=1):
+    """out[i] = |X[i] - centers[labels[i]]|^2, (n_samples,)."""
+    centers = np.ascontiguousarray(centers, dtype=np.float64)
+
+    def measure(rows):
+        _kernels.row_sq_distances(X[rows], centers, labels[rows], out[rows])
+
+    map_rows(measure, X.shape[0], n_threads if runs_native(X) else 1, 5 + X.shape[1] / 2)
+
+
+def cluster_sums(X, weights, labels, changed, sums, counts, n_threads=1):
+    """Weighted sums (n_clusters, n_features), total weights (n_clusters,), at least of the changed clusters.
+
+    Rows of a cluster are added in their order: the same bits on every path.
+    """
+    if not changed.any():
         return
+    few = counts[changed].sum() < GATHERED * counts.sum()
+    if runs_native(X) and sums.nbytes <= CACHED and not few:
+        _add_rows(X, weights, labels, sums, counts, n_threads)
+        return
+    clusters = np.flatnonzero(changed)
     order, bounds = np.empty(len(labels), dtype=np.int32), np.empty(len(counts) + 1, dtype=np.int32)
     _kernels.order_by_label(labels, order, bounds)
 
@@ -68,6 +85,16 @@ def cluster_sums(X, weights, labels, clusters, sums, counts, n_threads=1):
 
     n_tasks = 4 * n_threads if runs_native(X) and n_threads > 1 and len(labels) > ROWS_PER_TASK else 1
     run_tasks(add, len(clusters), n_tasks, n_threads, multiple=1)
+
+
+def _add_rows(X, weights, labels, sums, counts, n_threads):
+    """Of all clusters in one walk over the rows, threads take columns."""
+    n_tasks = n_threads if X.size / 2 >= HANDING_NS else 1
+
+    def add(columns):
+        _kernels.native.add_rows(X, weights, labels, sums, counts, columns.start, columns.stop)
+
+    run_tasks(add, X.shape[1], n_tasks, n_threads, multiple=16)  # lines of the cache
 
 
 class PackedRows:
@@ -87,13 +114,13 @@ class PackedRows:
 
         map_rows(pack, len(X), n_threads, 2 * X.shape[1])
 
-    def nearest_centers(self, centers, labels, sq_distances):
-        """Write the labels (n_samples,) int32 and squared distances (n_samples,) of all rows."""
+    def nearest_centers(self, centers, labels):
+        """Write the labels (n_samples,) int32 of all rows."""
 
         def assign(rows):
             _kernels.native.nearest_packed(
                 self.X, self.origin, self.scale, self.tiles, self.lengths, centers, rows.start, rows.stop,
-                labels, sq_distances,
+                labels,
             )  # fmt: skip
 
         map_rows(assign, len(self.X), self.n_threads, nearest_ns(centers))

@@ -101,7 +101,8 @@ class Panels:
 class NearestCenters:
     """Nearest centers of the same rows, for centers that move; packs the rows once.
 
-    Called with the labels of the step before (-1 where there was none), which it replaces.
+    Called with the labels of the step before (-1 where there was none), which it replaces. Squared distances
+    are written where they come at no cost; the call returns whether they were.
     """
 
     def __init__(self, X, n_clusters, n_threads):
@@ -117,8 +118,12 @@ class NearestCenters:
         self.centers = None
 
     def __call__(self, centers, labels, sq_distances):
-        """Write the labels (n_samples,) int32 and squared distances (n_samples,) of all rows."""
+        """Write the labels (n_samples,) int32 and, if True is returned, squared distances (n_samples,)."""
         centers = np.ascontiguousarray(centers, dtype=np.float64)
+        if not self.scans and blocks.runs_native(self.X):
+            self.centers = None
+            self.pack().nearest_centers(centers, labels)
+            return False
         labelled = labels[0] >= 0
         tried = self.scans and (labelled or len(centers) >= GUESSED)
         plane = self._plane(centers, labels) if tried else None
@@ -126,8 +131,8 @@ class NearestCenters:
         panels = None if plane is None else pack_centers(centers, plane, drifts)
         self.centers = None if panels is None else centers
         if panels is None:
-            self._compare(centers, labels, sq_distances)
-            return
+            blocks.nearest_centers(self.X, centers, self.n_threads, labels, sq_distances)
+            return True
         if not labelled:  # any center will do, a near one saves time
             some = slice(None, None, GUESS_STRIDE)
             blocks.nearest_centers(self.X, centers[some], self.n_threads, labels, sq_distances)
@@ -144,13 +149,7 @@ class NearestCenters:
         start = perf_counter()
         blocks.run_tasks(assign, len(self.X), len(self.X) // SCAN_ROWS, self.n_threads)
         self._judge(perf_counter() - start, centers)
-
-    def _compare(self, centers, labels, sq_distances):
-        """By the plain kernel, rows packed once where they are likely to come again."""
-        if not blocks.runs_native(self.X) or self.scans:
-            blocks.nearest_centers(self.X, centers, self.n_threads, labels, sq_distances)
-            return
-        self.pack().nearest_centers(centers, labels, sq_distances)
+        return True
 
     def pack(self):
         """The rows packed for the lane kernel; kept where they are likely to come again."""

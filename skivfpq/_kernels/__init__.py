@@ -38,6 +38,7 @@ __all__ = [
     "row_blocks",
     "row_hashes",
     "row_norms",
+    "row_sq_distances",
     "sq_distance_matrix",
     "unit_rows",
     "update_mass",
@@ -76,3 +77,4 @@ def _either(name):
 nearest_centers = _either("nearest_centers")
 cluster_sums = _either("cluster_sums")
 row_hashes = _either("row_hashes")
+row_sq_distances = _either("row_sq_distances")

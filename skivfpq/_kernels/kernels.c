@@ -36,25 +36,33 @@ static double shift_and_scale(const double *centers, int64_t k, int64_t d, /* IN
 }
 
 /* Labels of some rows: float32 scores, float64 scores for what they leave, then all k differences. */
+#define UNDECIDED_ROWS 3072 /* whole tiles */
+
 static int label_rows(const void *X, int is_f64, int64_t d, const double *centers, int64_t k, const double *origin,
                       double scale, const double *shifted, const void *tiles, const double *lengths, int64_t first,
-                      int64_t last, int32_t *labels, double *sq_distances) {
-    int64_t *rows = malloc(sizeof(int64_t) * (last - first)), left; /* rows[0..left) are still undecided */
-    if (!rows) return -1;
-    for (left = 0; left < last - first; left++) rows[left] = first + left;
-    left = SCORE(f32)(X, is_f64, d, origin, scale, shifted, k, tiles, lengths, rows, left, labels);
-    left = SCORE(f64)(X, is_f64, d, origin, scale, shifted, k, NULL, NULL, rows, left, labels);
-    for (int64_t r = 0; r < left; r++) {
-        double best = INFINITY;
-        for (int64_t i = 0; i < k; i++) {
-            double sq = sq_distance(X, is_f64, rows[r], centers + i * d, d);
-            if (sq < best) best = sq, labels[rows[r]] = (int32_t)i;
+                      int64_t last, int32_t *labels) {
+    int64_t rows[UNDECIDED_ROWS], left = 0; /* rows[0..left) are still undecided */
+    for (int64_t i = first; i < last && k == 1; i++) labels[i] = 0;
+    for (int64_t start = first; start < last && k > 1 && left >= 0; start += UNDECIDED_ROWS) {
+        int64_t n = last - start < UNDECIDED_ROWS ? last - start : UNDECIDED_ROWS;
+        for (left = 0; left < n; left++) rows[left] = start + left;
+        left = SCORE(f32)(X, is_f64, d, origin, scale, shifted, k, tiles, lengths, rows, left, labels);
+        left = SCORE(f64)(X, is_f64, d, origin, scale, shifted, k, NULL, NULL, rows, left, labels);
+        for (int64_t r = 0; r < left; r++) {
+            double best = INFINITY;
+            for (int64_t i = 0; i < k; i++) {
+                double sq = sq_distance(X, is_f64, rows[r], centers + i * d, d);
+                if (sq < best) best = sq, labels[rows[r]] = (int32_t)i;
+            }
         }
     }
-    for (int64_t i = first; i < last && left >= 0 && sq_distances; i++)
-        sq_distances[i] = sq_distance(X, is_f64, i, centers + labels[i] * d, d);
-    free(rows);
     return left < 0 ? -1 : 0;
+}
+
+/* Squared distances of all rows to the centers of their labels. */
+static void row_sq_distances(const void *X, int is_f64, int64_t n, int64_t d, const double *centers,
+                             const int32_t *labels, double *out) {
+    for (int64_t i = 0; i < n; i++) out[i] = sq_distance(X, is_f64, i, centers + labels[i] * d, d);
 }
 
 static int nearest_centers(const void *X, int is_f64, int64_t n, int64_t d, const double *centers, int64_t k,
@@ -63,8 +71,9 @@ static int nearest_centers(const void *X, int is_f64, int64_t n, int64_t d, cons
     int status = -1;
     if (origin && shifted) {
         double scale = shift_and_scale(centers, k, d, origin, shifted);
-        status = label_rows(X, is_f64, d, centers, k, origin, scale, shifted, NULL, NULL, 0, n, labels, sq_distances);
+        status = label_rows(X, is_f64, d, centers, k, origin, scale, shifted, NULL, NULL, 0, n, labels);
     }
+    if (status == 0 && sq_distances) row_sq_distances(X, is_f64, n, d, centers, labels, sq_distances);
     free(origin), free(shifted);
     return status;
 }
@@ -111,13 +120,12 @@ static int encode(const void *X, int is_f64, int64_t n, int64_t d, int64_t n_sub
 /* Labels from rows that were packed once. */
 static int nearest_packed(const void *X, int is_f64, int64_t d, const double *centers, int64_t k,
                           const double *origin, double scale, const float *tiles, const double *lengths,
-                          int64_t first, int64_t last, int32_t *labels, double *sq_distances) {
+                          int64_t first, int64_t last, int32_t *labels) {
     double *shifted = malloc(sizeof(double) * k * d);
     if (!shifted) return -1;
     for (int64_t i = 0; i < k; i++)
         for (int64_t j = 0; j < d; j++) shifted[i * d + j] = (centers[i * d + j] - origin[j]) * scale;
-    int status = label_rows(X, is_f64, d, centers, k, origin, scale, shifted, tiles, lengths, first, last, labels,
-                            sq_distances);
+    int status = label_rows(X, is_f64, d, centers, k, origin, scale, shifted, tiles, lengths, first, last, labels);
     free(shifted);
     return status;
 }
@@ -152,16 +160,19 @@ static void order_by_label(const int32_t *labels, int64_t n, int64_t k, int32_t 
 CLUSTER_SUMS(cluster_sums_f32, float)
 CLUSTER_SUMS(cluster_sums_f64, double)
 
-/* The same sums for all clusters in one walk over the rows. */
+/* The same sums for all clusters in one walk over the rows, of some columns. */
 #define ADD_ROWS(NAME, REAL)                                                                         \
     static void NAME(const REAL *X, int64_t n, int64_t d, const double *weights, const int32_t *labels, \
-                     int64_t k, double *sums, double *counts) {                                      \
-        memset(sums, 0, sizeof(double) * k * d), memset(counts, 0, sizeof(double) * k);              \
+                     int64_t k, int64_t first_column, int64_t last_column, double *sums, double *counts) { \
+        for (int64_t c = 0; c < k; c++)                                                              \
+            for (int64_t j = first_column; j < last_column; j++) sums[c * d + j] = 0;                \
         for (int64_t i = 0; i < n; i++) {                                                            \
             double *sum = sums + labels[i] * d, weight = weights[i];                                 \
-            for (int64_t j = 0; j < d; j++) sum[j] += weight * (double)X[i * d + j];                 \
-            counts[labels[i]] += weight;                                                             \
+            for (int64_t j = first_column; j < last_column; j++) sum[j] += weight * (double)X[i * d + j]; \
         }                                                                                            \
+        if (first_column > 0) return;                                                                \
+        memset(counts, 0, sizeof(double) * k);                                                       \
+        for (int64_t i = 0; i < n; i++) counts[labels[i]] += weights[i];                             \
     }
 ADD_ROWS(add_rows_f32, float)
 ADD_ROWS(add_rows_f64, double)
@@ -215,4 +226,4 @@ const skivfpq_kernels TABLE(LEVEL) = {nearest_centers_f32, nearest_centers_f64, 
                                       nearest_packed, TILE(f32), PACK_TILES(f32), order_by_label,
                                       &SCAN_SHAPE, PACK_ROWS, PACK_COLUMNS, CERTIFIED_NEAREST,
                                       PACK_FINE_ROWS, PACK_FINE_COLUMNS, SET_CLOSEST, CLOSER_CANDIDATES,
-                                      add_rows_f32, add_rows_f64, encode};
+                                      add_rows_f32, add_rows_f64, encode, row_sq_distances};

@@ -41,7 +41,7 @@ typedef struct {
     /* Nearest centers from rows that pack_tiles transposed once, first a multiple of tile_rows(). */
     int (*nearest_packed)(const void *X, int is_f64, int64_t d, const double *centers, int64_t k, const double *origin,
                           double scale, const float *tiles, const double *lengths, int64_t first, int64_t last,
-                          int32_t *labels, double *sq_distances);
+                          int32_t *labels);
     int64_t (*tile_rows)(void);
     void (*pack_tiles)(const void *X, int is_f64, int64_t first, int64_t last, int64_t d, const double *origin,
                        double scale, void *tiles, double *lengths);
@@ -63,16 +63,20 @@ typedef struct {
     int64_t (*closer_candidates)(const skivfpq_scan *, const int32_t *, const int32_t *, const float *, const double *,
                                  const double *, int64_t, int64_t, int64_t, int64_t, int32_t *, double *,
                                  int64_t *, double *);
-    /* Weighted sums (k, d) and total weights (k,) of all clusters; the same bits as cluster_sums. */
+    /* Weighted sums (k, d) of all clusters, some columns of them, and total weights (k,), with column 0 only;
+     * the same bits as cluster_sums. */
     void (*add_rows_f32)(const float *X, int64_t n, int64_t d, const double *weights, const int32_t *labels, int64_t k,
-                         double *sums, double *counts);
+                         int64_t first_column, int64_t last_column, double *sums, double *counts);
     void (*add_rows_f64)(const double *X, int64_t n, int64_t d, const double *weights, const int32_t *labels,
-                         int64_t k, double *sums, double *counts);
+                         int64_t k, int64_t first_column, int64_t last_column, double *sums, double *counts);
     /* codes (n, n_subspaces): the nearest codeword, lowest on ties, in each range of columns[m]..columns[m + 1];
      * codewords: (k_m, width_m) one after the other, k_m = first_codewords[m + 1] - first_codewords[m]. 0, or -1
      * without memory. */
     int (*encode)(const void *X, int is_f64, int64_t n, int64_t d, int64_t n_subspaces, const int64_t *columns,
                   const double *codewords, const int64_t *first_codewords, int code_bytes, void *codes);
+    /* out[i] = |X[i] - centers[labels[i]]|^2 */
+    void (*row_sq_distances)(const void *X, int is_f64, int64_t n, int64_t d, const double *centers,
+                             const int32_t *labels, double *out);
 } skivfpq_kernels;
 
 /* The table for the named instruction set, or for the best one of this CPU when name is NULL;

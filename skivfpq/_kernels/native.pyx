@@ -70,7 +70,7 @@ cdef extern from "kernels.h":
         void (*row_hashes_f64)(const double *, int64_t, int64_t, const uint64_t *, int, uint64_t *) noexcept nogil
         void (*project)(const float *, int64_t, int64_t, const float *, int64_t, float *, int64_t) noexcept nogil
         int (*nearest_packed)(const void *, int, int64_t, const double *, int64_t, const double *, double,
-                              const float *, const double *, int64_t, int64_t, int32_t *, double *) noexcept nogil
+                              const float *, const double *, int64_t, int64_t, int32_t *) noexcept nogil
         int64_t (*tile_rows)() noexcept nogil
         void (*pack_tiles)(const void *, int, int64_t, int64_t, int64_t, const double *, double, void *,
                            double *) noexcept nogil
@@ -92,11 +92,13 @@ cdef extern from "kernels.h":
                                      const double *, const double *, int64_t, int64_t, int64_t, int64_t, int32_t *,
                                      double *, int64_t *, double *) noexcept nogil
         void (*add_rows_f32)(const float *, int64_t, int64_t, const double *, const int32_t *, int64_t,
-                             double *, double *) noexcept nogil
+                             int64_t, int64_t, double *, double *) noexcept nogil
         void (*add_rows_f64)(const double *, int64_t, int64_t, const double *, const int32_t *, int64_t,
-                             double *, double *) noexcept nogil
+                             int64_t, int64_t, double *, double *) noexcept nogil
         int (*encode)(const void *, int, int64_t, int64_t, int64_t, const int64_t *, const double *,
                       const int64_t *, int, void *) noexcept nogil
+        void (*row_sq_distances)(const void *, int, int64_t, int64_t, const double *, const int32_t *,
+                                 double *) noexcept nogil
     const skivfpq_kernels *skivfpq_pick(const char *name)
     const char *skivfpq_runnable(int i)
     const char *skivfpq_emulated(int i)
@@ -163,6 +165,22 @@ def nearest_centers(
         raise MemoryError("nearest_centers: no memory for its scratch arrays.")
 
 
+def row_sq_distances(
+    const floating[:, ::1] X,       # IN (n_samples, n_features)
+    const double[:, ::1] centers,   # IN (n_clusters, n_features)
+    const int32_t[::1] labels,      # IN (n_samples,)
+    double[::1] out,                # OUT (n_samples,)
+):
+    """out[i] = |X[i] - centers[labels[i]]|^2 for every row."""
+    if centers.shape[1] != X.shape[1] or labels.shape[0] != X.shape[0] or out.shape[0] != X.shape[0]:
+        raise ValueError("row_sq_distances: shapes of X, centers, labels and out do not fit together.")
+    if X.shape[0] == 0 or centers.shape[0] == 0:
+        return
+    with nogil:
+        kernels.row_sq_distances(<const void *>&X[0, 0], floating is double, X.shape[0], X.shape[1],
+                                 &centers[0, 0], &labels[0], &out[0])
+
+
 def cluster_sums(
     const floating[:, ::1] X,        # IN (n_samples, n_features)
     const double[::1] weights,       # IN (n_samples,)
@@ -192,20 +210,22 @@ def add_rows(
     const double[::1] weights,       # IN (n_samples,)
     const int32_t[::1] labels,       # IN (n_samples,)
     double[:, ::1] sums,             # OUT (n_clusters, n_features)
-    double[::1] counts,              # OUT (n_clusters,)
+    double[::1] counts,              # OUT (n_clusters,), with column 0
+    int64_t first_column,
+    int64_t last_column,
 ):
-    """Weighted sum and total weight of the rows of each cluster, rows added in their order."""
+    """Weighted sum and total weight of the rows of each cluster, rows added in their order; some columns."""
     cdef int64_t n = X.shape[0]
-    if (weights.shape[0] != n or labels.shape[0] != n or sums.shape[1] != X.shape[1]
+    if (not 0 <= first_column < last_column <= X.shape[1] or weights.shape[0] != n or labels.shape[0] != n or sums.shape[1] != X.shape[1]
             or counts.shape[0] != sums.shape[0] or n == 0):
         raise ValueError("add_rows: shapes do not fit together.")
     with nogil:
         if floating is float:
             kernels.add_rows_f32(&X[0, 0], n, X.shape[1], &weights[0], &labels[0], sums.shape[0],
-                                 &sums[0, 0], &counts[0])
+                                 first_column, last_column, &sums[0, 0], &counts[0])
         else:
             kernels.add_rows_f64(&X[0, 0], n, X.shape[1], &weights[0], &labels[0], sums.shape[0],
-                                 &sums[0, 0], &counts[0])
+                                 first_column, last_column, &sums[0, 0], &counts[0])
 
 
 def row_hashes(
@@ -260,7 +280,6 @@ def nearest_packed(
     int64_t first_row,               # a multiple of tile_rows()
     int64_t last_row,
     int32_t[::1] labels,             # OUT (n_samples,)
-    double[::1] sq_distances,        # OUT (n_samples,)
 ):
     """Label some rows with their nearest centers, lowest index on ties, from rows packed once."""
     cdef int status
@@ -268,12 +287,12 @@ def nearest_packed(
             or origin.shape[0] != X.shape[1] or tiles.shape[1] != X.shape[1]
             or tiles.shape[2] != kernels.tile_rows() or tiles.shape[0] * tiles.shape[2] < X.shape[0]
             or lengths.shape[0] != X.shape[0] or centers.shape[1] != X.shape[1] or centers.shape[0] == 0
-            or labels.shape[0] != X.shape[0] or sq_distances.shape[0] != X.shape[0]):
+            or labels.shape[0] != X.shape[0]):
         raise ValueError("nearest_packed: shapes do not fit together.")
     with nogil:
         status = kernels.nearest_packed(
             <const void *>&X[0, 0], floating is double, X.shape[1], &centers[0, 0], centers.shape[0], &origin[0],
-            scale, &tiles[0, 0, 0], &lengths[0], first_row, last_row, &labels[0], &sq_distances[0])
+            scale, &tiles[0, 0, 0], &lengths[0], first_row, last_row, &labels[0])
     if status != 0:
         raise MemoryError("nearest_packed: no memory for its scratch arrays.")
 
