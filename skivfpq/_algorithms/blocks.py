@@ -2,6 +2,7 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor, wait
+from functools import lru_cache
 from itertools import pairwise
 
 import joblib
@@ -24,7 +25,8 @@ def effective_n_jobs(n_jobs):
     Affinity and cgroups count, and so does OMP_NUM_THREADS, which joblib's process pools set in
     their workers; inside joblib's thread pools None means one.
     """
-    cores = joblib.cpu_count()
+    affinity = getattr(os, "sched_getaffinity", lambda _: ())(0)
+    cores = _cpu_count(frozenset(affinity), os.environ.get("LOKY_MAX_CPU_COUNT"))
     if n_jobs is None:
         limit = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
         if limit.isdigit() and int(limit) > 0:
@@ -32,6 +34,12 @@ def effective_n_jobs(n_jobs):
         nested = getattr(get_active_backend()[0], "nesting_level", 0)
         return 1 if nested else cores
     return max(1, cores + 1 + n_jobs) if n_jobs < 0 else n_jobs
+
+
+@lru_cache
+def _cpu_count(affinity, limit):
+    """What joblib reads from files, and makes of these two; asked once for each."""
+    return joblib.cpu_count()
 
 
 def nearest_centers(X, centers, n_threads=1, labels=None, sq_distances=None):
