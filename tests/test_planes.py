@@ -208,6 +208,30 @@ def test_seeding_of_awkward_data(instruction_set, case, dtype):
     assert_array_equal(certified[2], sq_distances)
 
 
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_seeding_by_float_scores_of_awkward_data(instruction_set, monkeypatch, case, dtype):
+    monkeypatch.setattr(seeding, "pack_plane", lambda *args, **kwargs: None)
+    test_seeding_of_awkward_data(instruction_set, case, dtype)
+    X = awkward(case, 700, 4, dtype)
+    assert_array_equal(
+        seeding.kmeans_plusplus(X, 20, np.ones(700), np.random.default_rng(0), n_threads=2)[0],
+        plain_seeding(X, 20, np.ones(700), np.random.default_rng(0))[0],
+    )
+
+
+def test_seeding_evaluates_few_candidates(monkeypatch):
+    X = awkward("normal", 4000, 10, np.float64)
+    wanted = []
+    score = seeding.CertifiedSeeding._score
+    monkeypatch.setattr(
+        seeding.CertifiedSeeding, "_score", lambda *args: wanted.append(score(*args)) or wanted[-1]
+    )
+    seeding.kmeans_plusplus(X, 30, np.ones(4000), np.random.default_rng(0))
+    assert np.shape(wanted) == (29, 5)
+    assert 1 <= np.mean(np.sum(wanted, axis=1)) < 1.5
+
+
 def plain_seeding(X, n_clusters, weights, rng):
     """The same draws by the plain class."""
     original = seeding.CertifiedSeeding

@@ -344,25 +344,46 @@ def test_closer_candidates(instruction_set, case, dtype, has_plane):
     rows, found = np.empty((len(chosen), 1050), np.int32), np.empty((len(chosen), 1050))
     n_closer, gains = np.full((3, len(chosen)), -1), np.full((3, len(chosen)), np.nan)
     parts = [slice(0, 480), slice(480, 960), slice(960, 1050)]
+    thresholds, caps, limits = bars
+    wanted = np.ones(len(chosen), np.uint8) if has_plane else np.arange(len(chosen), dtype=np.uint8) % 3 != 1
+    width = -(-len(chosen) // native.panel_centers()) * native.panel_centers()
+    hits, most = np.zeros((len(packed.tiles), width), np.uint64), np.full((3, width), np.nan)
+    for part in ((0, 1), (1, 3)):
+        weights32 = np.append(weights, np.zeros(len(limits) - 1050)).astype(np.float32)
+        limits[1050:] = -np.inf
+        native.score_candidates(X, packed, panels.centers, limits, weights32, 480, *part, hits, most)
     n_evaluated = [
         native.closer_candidates(
-            X, plane, packed, panels, *bars, closest, weights, 480, *part, rows, found, n_closer, gains
+            X, plane, panels, thresholds, caps, hits, wanted.view(np.uint8), closest, weights, 480, *part, rows,
+            found, n_closer, gains,
         )
         for part in ((0, 2), (2, 3))
-    ]
+    ]  # fmt: skip
+    unit = packed.scale**2 / 2
     for p, part in enumerate(parts):
         for c in range(len(chosen)):
             closer = np.flatnonzero(sq_distances[part, c] < closest[part]) + part.start
+            wins = weights[closer] * (closest[closer] - sq_distances[closer, c])
+            if np.isfinite(most[p, c]):
+                assert most[p, c] >= wins.sum() * unit * (1 - 3e-6)
+            if not wanted[c]:
+                assert n_closer[p, c] == gains[p, c] == 0
+                continue
             stored = slice(part.start, part.start + len(closer))
             assert n_closer[p, c] == len(closer)
             assert_array_equal(rows[c, stored], closer)
             assert_array_equal(found[c, stored], sq_distances[closer, c])
-            wins = weights[closer] * (closest[closer] - sq_distances[closer, c])
             assert gains[p, c] == np.cumsum([0, *wins])[-1]  # added in the order of the rows
+    if case == "normal":
+        true = np.maximum(closest[:, None] - sq_distances, 0) * weights[:, None]
+        sq_lengths = np.square(packed.lengths)
+        rounding = 48 * 2.0**-24 * (weights @ sq_lengths + 3 * sq_lengths[chosen] * weights.sum())
+        over = most.sum(axis=0)[: len(chosen)] - true.sum(axis=0) * unit
+        assert np.all(over <= rounding + 1e-6 * weights @ (closest * unit + sq_lengths))
     if case in ("normal", "tiny") and (has_plane or case == "normal"):
         pairs = (closest > 0).sum() * len(chosen)
         assert sum(n_evaluated) < (0.9 if has_plane else 0.6) * pairs
-    for c in range(len(chosen)):
+    for c in np.flatnonzero(wanted):
         n = native.join_parts(rows[c], found[c], n_closer[:, c], 480)
         assert_array_equal(rows[c, :n], np.flatnonzero(sq_distances[:, c] < closest))
         assert_array_equal(found[c, :n], sq_distances[rows[c, :n], c])

@@ -102,11 +102,11 @@ def kmeans_plusplus(X, n_clusters, weights, rng, n_threads=1, packed=None):
     else:
         state = Seeding(X, weights)
     centers = mass.draw(rng.random(1))
-    state.look(centers)
+    state.look(centers, np.inf)
     mass.update(*state.take(0))
     while len(centers) < n_clusters and mass.total() > 0:  # else every row of positive weight is at a center
         candidates = mass.draw(rng.random(n_trials))
-        state.look(candidates)
+        state.look(candidates, mass.total())
         gains = state.gains()  # what each takes off the potential, the sum of mass
         best = np.argmax(gains >= gains.max() - SAME * mass.total())
         centers = np.append(centers, candidates[best])
@@ -163,7 +163,7 @@ class Seeding:
             self.shifted = X - X.mean(axis=0, dtype=np.float64)  # (n_samples, n_features) float64
             self.sq_norms = np.einsum("ij,ij->i", self.shifted, self.shifted)
 
-    def look(self, candidates):
+    def look(self, candidates, potential):
         """Find the rows that are closer to each of the candidate rows."""
         self.closer = self.to_rows(candidates, np.tile(self.closest, (len(candidates), 1)))
 
@@ -206,7 +206,8 @@ class CertifiedSeeding:
         self.closest = np.full(n_samples, np.inf)
         self.labels = np.full(n_samples, -1, dtype=np.int32)
         self.n_centers = 0
-        self.make_packed, self.packed, self.limits = packed, None, None
+        self.make_packed = packed
+        self.packed = self.limits = self.hits = None
         self.plane, self.candidate_scale = None, CandidateScale(0.0, 0.0)
         if n_samples >= 1024 and n_clusters >= 20 and 32 <= X.shape[1] <= WIDEST:
             self.plane = pack_plane(X, all_features(X), n_threads, lanes=16)
@@ -221,8 +222,8 @@ class CertifiedSeeding:
         self.n_parts = -(-n_samples // PART_ROWS)
         self.n_failures = 0
 
-    def look(self, candidates):
-        """Find the rows that are closer to each of the candidate rows."""
+    def look(self, candidates, potential):
+        """Find the rows that are closer to each candidate row that may take most off the potential."""
         self._leave_plane_in_vain()
         panels = pack_candidates(self.X[candidates], self.plane, self.candidate_scale)
         plane = self.plane
@@ -232,28 +233,76 @@ class CertifiedSeeding:
             panels.error = self.candidate_scale.error
         if plane is None and self.packed is None:
             self._pack()
+        self.wanted = np.ones(len(candidates), dtype=bool)
+        if plane is None and self.n_centers > 0:
+            self.wanted = self._score(panels.centers, self.packed.lengths[candidates], potential)
         self.n_closer = np.empty((self.n_parts, len(candidates)), dtype=np.int64)
         self.part_gains = np.empty((self.n_parts, len(candidates)))
         self.evaluated = []
 
-        def scan(parts):
+        def evaluate(parts):
             evaluated = _kernels.native.closer_candidates(
-                self.X, plane, self.packed, panels, self.thresholds, self.caps, self.limits, self.closest,
-                self.weights, PART_ROWS, parts.start, parts.stop, self.rows, self.sq_distances, self.n_closer,
-                self.part_gains,
+                self.X, plane, panels, self.thresholds, self.caps, self.hits, self.wanted.view(np.uint8),
+                self.closest, self.weights, PART_ROWS, parts.start, parts.stop, self.rows, self.sq_distances,
+                self.n_closer, self.part_gains,
             )  # fmt: skip
             self.evaluated.append(evaluated)
 
-        n_scores = self.X.size * len(candidates)
-        n_threads = self.n_threads if n_scores * (0.02 if plane is not None else 0.05) >= HANDING_NS else 1
-        run_tasks(scan, self.n_parts, 4 * n_threads, n_threads, multiple=1)
+        n_samples, n_features = self.X.shape
+        scan_ns = 0.02 * n_features * len(candidates) if plane is not None else 0
+        self._map_parts(evaluate, n_samples * (10 + 0.3 * n_features + scan_ns))
+
+    def _map_parts(self, function, ns):
+        n_threads = self.n_threads if ns >= HANDING_NS else 1
+        run_tasks(function, self.n_parts, 4 * n_threads, n_threads, multiple=1)
 
     def _pack(self):
         """Rows for the lane kernel, and the limits of its scores."""
         self.packed = self.make_packed()
-        self.limits = np.full(self.packed.tiles.shape[0] * self.packed.tiles.shape[2], np.inf, np.float32)
+        n_tiles, _, height = self.packed.tiles.shape
+        self.limits = np.full(n_tiles * height, np.inf, dtype=np.float32)
+        self.limits[len(self.closest) :] = -np.inf  # rows that only fill the last tile
+        self.weights32 = np.zeros(n_tiles * height, dtype=np.float32)
+        self.weights32[: len(self.weights)] = self.weights
+        panel = _kernels.native.panel_centers()
+        width = -(-len(self.rows) // panel) * panel
+        self.hits = np.full((n_tiles, width), -1, dtype=np.int64).view(
+            np.uint64
+        )  # all rows, for the first center
+        self.total_weight = self.weights.sum()
+        self.total_sq_length = self.weights @ np.square(self.packed.lengths)
         if self.n_centers > 0:
             self._set_closest(np.arange(len(self.closest), dtype=np.int32), self.closest.copy())
+
+    def _score(self, candidates, lengths, potential):
+        """Which candidates may have the largest gain, by float scores; sets hits."""
+        gains = np.empty((self.n_parts, self.hits.shape[1]))
+
+        def score(parts):
+            _kernels.native.score_candidates(
+                self.X, self.packed, candidates, self.limits, self.weights32, PART_ROWS, parts.start,
+                parts.stop, self.hits, gains,
+            )  # fmt: skip
+
+        n_samples, n_features = self.X.shape
+        self._map_parts(score, n_samples * len(candidates) * (1 + 0.04 * n_features))
+        most, unit = gains.sum(axis=0)[: len(candidates)], np.square(self.packed.scale)
+        errors = self._rounding_of_gains(most, np.square(lengths), potential * unit, unit)
+        return ~(most + errors < (most - errors).max() - SAME * potential * unit)  # all where not finite
+
+    def _rounding_of_gains(self, most, sq_lengths, potential, unit):
+        """By how much half the gains, in the unit of packed, are too high at most, and at most 3e-6 too low.
+
+        The scores' rounding twice, since the limits allow for it (lanes.c); the limits' own, and underflow.
+        """
+        n_features = self.X.shape[1]
+        rounding = (n_features + 8) * 2.0**-24 * 1.01
+        return (
+            rounding * (self.total_sq_length + 3 * sq_lengths * self.total_weight)
+            + 4e-7 * (potential + self.total_sq_length)
+            + (n_features * 2.0**-1072 * unit + 2.0**-98) * self.total_weight
+            + 3e-6 * most
+        )
 
     def _leave_plane_in_vain(self):
         """Whether the plane's bound excludes too little."""
@@ -264,8 +313,8 @@ class CertifiedSeeding:
             self.plane = None
 
     def gains(self):
-        """What each candidate takes off the weighted sum of closest, (n_candidates,)."""
-        return self.part_gains.sum(axis=0)
+        """What each candidate takes off the potential, (n_candidates,); -inf for those not looked at."""
+        return np.where(self.wanted, self.part_gains.sum(axis=0), -np.inf)
 
     def take(self, i):
         """Make the i-th candidate a center; returns the rows that came closer, and their distances."""

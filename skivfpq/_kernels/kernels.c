@@ -226,4 +226,4 @@ const skivfpq_kernels TABLE(LEVEL) = {nearest_centers_f32, nearest_centers_f64, 
                                       nearest_packed, TILE(f32), PACK_TILES(f32), order_by_label,
                                       &SCAN_SHAPE, PACK_ROWS, PACK_COLUMNS, CERTIFIED_NEAREST,
                                       PACK_FINE_ROWS, PACK_FINE_COLUMNS, SET_CLOSEST, CLOSER_CANDIDATES,
-                                      add_rows_f32, add_rows_f64, encode, row_sq_distances};
+                                      add_rows_f32, add_rows_f64, encode, row_sq_distances, SCORE_CANDIDATES, PANEL_CENTERS};

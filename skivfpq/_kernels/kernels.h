@@ -60,9 +60,9 @@ typedef struct {
                               double *);
     void (*set_closest)(const skivfpq_scan *, const int32_t *, int64_t, const double *, double *, int32_t *,
                         int32_t *, float *);
-    int64_t (*closer_candidates)(const skivfpq_scan *, const int32_t *, const int32_t *, const float *, const double *,
-                                 const double *, int64_t, int64_t, int64_t, int64_t, int32_t *, double *,
-                                 int64_t *, double *);
+    int64_t (*closer_candidates)(const skivfpq_scan *, const int32_t *, const int32_t *, const uint64_t *, int64_t,
+                                 const uint8_t *, const double *, const double *, int64_t, int64_t, int64_t, int64_t,
+                                 int32_t *, double *, int64_t *, double *);
     /* Weighted sums (k, d) of all clusters, some columns of them, and total weights (k,), with column 0 only;
      * the same bits as cluster_sums. */
     void (*add_rows_f32)(const float *X, int64_t n, int64_t d, const double *weights, const int32_t *labels, int64_t k,
@@ -77,6 +77,9 @@ typedef struct {
     /* out[i] = |X[i] - centers[labels[i]]|^2 */
     void (*row_sq_distances)(const void *X, int is_f64, int64_t n, int64_t d, const double *centers,
                              const int32_t *labels, double *out);
+    int (*score_candidates)(const skivfpq_scan *, const float *, const float *, int64_t, int64_t, int64_t, int64_t,
+                            uint64_t *, double *);
+    int (*panel_centers)(void);
 } skivfpq_kernels;
 
 /* The table for the named instruction set, or for the best one of this CPU when name is NULL;

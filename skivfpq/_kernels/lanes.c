@@ -89,6 +89,8 @@ static inline uint64_t BITS(mask_f32 mask) {
 }
 #endif
 
+#define POSITIVE(v) ((vector_f32)((mask_f32)(v) & ~((v) <= 0))) /* what is no number stays */
+
 /* Candidates for k-means++: a row x may be closer to c than some distance u, in the scaled unit, if the
  * score |c|^2 / 2 - x.c is at most (u^2 - |x|^2) / 2. Rounding of the score is at most
  * SLACK(d) (|x|^2 + 3 |c|^2) / 2, by SCORE's bound and 2 |x| |c| <= |x|^2 + |c|^2: the row's part of it is
@@ -109,20 +111,32 @@ void PACK_CANDIDATES(const double *shifted, int64_t k, int64_t d, float *panels,
 }
 
 /* Infinite scores are of candidates far beyond any finite limit. */
-void CLOSER_ROWS(const float *tiles, int64_t n_tiles, int64_t d, const float *limits, const float *panels,
-                 const float *starts, int64_t n_panels, uint64_t *hits) {
-    enum { WIDTH = VECTOR_BYTES / 4, HEIGHT = TILE_VECTORS * WIDTH };
-    for (int64_t t = 0; t < n_tiles; t++, tiles += HEIGHT * d, limits += HEIGHT)
-        for (int64_t p = 0; p < n_panels; p++) {
+void CLOSER_ROWS(const float *tiles, int64_t n_tiles, int64_t d, const float *limits, const float *weights,
+                 const float *panels, const float *starts, int64_t n_panels, uint64_t *hits, double *gains) {
+    enum { WIDTH = VECTOR_BYTES / 4, HEIGHT = TILE_VECTORS * WIDTH, FLUSHED = 16 };
+    for (int64_t p = 0; p < n_panels; p++) {
+        vector_f32 sums[TILE_CENTERS] = {{0}};
+        for (int c = 0; c < TILE_CENTERS; c++) gains[p * TILE_CENTERS + c] = 0;
+        for (int64_t t = 0; t < n_tiles; t++) {
+            const loaded_f32 *limit = (const loaded_f32 *)(limits + t * HEIGHT);
+            const loaded_f32 *weight = (const loaded_f32 *)(weights + t * HEIGHT);
             vector_f32 score[TILE_CENTERS][TILE_VECTORS];
-            score_panel_f32(tiles, d, panels + p * d * TILE_CENTERS, starts + p * TILE_CENTERS, score);
+            score_panel_f32(tiles + t * HEIGHT * d, d, panels + p * d * TILE_CENTERS, starts + p * TILE_CENTERS, score);
             for (int c = 0; c < TILE_CENTERS; c++) {
                 uint64_t farther = 0;
-                for (int v = 0; v < TILE_VECTORS; v++)
-                    farther |= BITS(score[c][v] > *(const loaded_f32 *)(limits + v * WIDTH)) << v * WIDTH;
-                *hits++ = farther ^ (((uint64_t)1 << HEIGHT) - 1); /* so is what is no number */
+                for (int v = 0; v < TILE_VECTORS; v++) {
+                    farther |= BITS(score[c][v] > limit[v]) << v * WIDTH;
+                    sums[c] += weight[v] * POSITIVE(limit[v] - score[c][v]);
+                }
+                hits[(t * n_panels + p) * TILE_CENTERS + c] = farther ^ (((uint64_t)1 << HEIGHT) - 1);
+            }
+            if (t % FLUSHED < FLUSHED - 1 && t < n_tiles - 1) continue;
+            for (int c = 0; c < TILE_CENTERS; c++) {
+                for (int lane = 0; lane < WIDTH; lane++) gains[p * TILE_CENTERS + c] += sums[c][lane];
+                sums[c] = (vector_f32){0};
             }
         }
+    }
 }
 
 int PANEL_CENTERS(void) { return TILE_CENTERS; }

@@ -46,10 +46,11 @@ float LIMIT(double sq_distance, double length, int64_t d, double scale);
 int PANEL_CENTERS(void);
 void PACK_CANDIDATES(const double *shifted, int64_t k, int64_t d, /* IN (k, d) minus the origin, times the scale */
                      float *panels, float *starts);               /* OUT (n_panels, d, PANEL_CENTERS), (n_panels, ..) */
-/* Bit r of hits (n_tiles, n_panels * PANEL_CENTERS): whether row r of a tile may be closer to a candidate. */
-void CLOSER_ROWS(const float *tiles, int64_t n_tiles, int64_t d, const float *limits, /* IN */
-                 const float *panels, const float *starts, int64_t n_panels,         /* IN */
-                 uint64_t *hits);                                                    /* OUT */
+/* Bit r of hits (n_tiles, n_panels * PANEL_CENTERS): whether row r of a tile may be closer to a candidate.
+ * gains (n_panels * PANEL_CENTERS,): the weighted sum of how far below their limits scores are. */
+void CLOSER_ROWS(const float *tiles, int64_t n_tiles, int64_t d, const float *limits, const float *weights, /* IN */
+                 const float *panels, const float *starts, int64_t n_panels,                                /* IN */
+                 uint64_t *hits, double *gains);                                                            /* OUT */
 
 /* Rows on axes. */
 #define PROJECT_(level) skivfpq_project_##level

@@ -88,9 +88,12 @@ cdef extern from "kernels.h":
                                   double *, double *, double *) noexcept nogil
         void (*set_closest)(const skivfpq_scan *, const int32_t *, int64_t, const double *, double *,
                             int32_t *, int32_t *, float *) noexcept nogil
-        int64_t (*closer_candidates)(const skivfpq_scan *, const int32_t *, const int32_t *, const float *,
-                                     const double *, const double *, int64_t, int64_t, int64_t, int64_t, int32_t *,
-                                     double *, int64_t *, double *) noexcept nogil
+        int64_t (*closer_candidates)(const skivfpq_scan *, const int32_t *, const int32_t *, const uint64_t *,
+                                     int64_t, const uint8_t *, const double *, const double *, int64_t, int64_t,
+                                     int64_t, int64_t, int32_t *, double *, int64_t *, double *) noexcept nogil
+        int (*score_candidates)(const skivfpq_scan *, const float *, const float *, int64_t, int64_t, int64_t,
+                                int64_t, uint64_t *, double *) noexcept nogil
+        int (*panel_centers)() noexcept nogil
         void (*add_rows_f32)(const float *, int64_t, int64_t, const double *, const int32_t *, int64_t,
                              int64_t, int64_t, double *, double *) noexcept nogil
         void (*add_rows_f64)(const double *, int64_t, int64_t, const double *, const int32_t *, int64_t,
@@ -500,9 +503,9 @@ cdef skivfpq_scan scan_of_rows(const floating[:, ::1] X, plane, packed) except *
     return scan
 
 
-cdef skivfpq_scan scan_of(const floating[:, ::1] X, plane, packed, panels) except *:
+cdef skivfpq_scan scan_of(const floating[:, ::1] X, plane, panels) except *:
     """Rows and columns of a scan; the arrays behind its pointers are kept alive by the arguments."""
-    cdef skivfpq_scan scan = scan_of_rows(X, plane, packed)
+    cdef skivfpq_scan scan = scan_of_rows(X, plane, None)
     cdef const double[:, ::1] centers = panels.centers
     cdef const int8_t[:, ::1] codes
     cdef const int16_t[:, ::1] fine_codes
@@ -557,7 +560,7 @@ def certified_nearest(
     unserved = np.empty(last_row - first_row, dtype=np.int64)
     cdef int64_t[::1] left = unserved
     cdef int64_t n_left
-    cdef skivfpq_scan scan = scan_of(X, plane, None, panels)
+    cdef skivfpq_scan scan = scan_of(X, plane, panels)
     if plane.codes.shape[2] != 1 or scan.drifts == NULL:
         raise ValueError("certified_nearest: the plane must have one lane, the panels drifts.")
     with nogil:
@@ -570,12 +573,12 @@ def certified_nearest(
 
 def closer_candidates(
     const floating[:, ::1] X,         # IN (n_samples, n_features)
-    plane,                            # IN planes.Plane of all rows, or None:
-    packed,                           # IN then blocks.PackedRows
+    plane,                            # IN planes.Plane of all rows, or None: hits of score_candidates then
     panels,                           # IN planes.Panels of the candidates
     const int32_t[::1] thresholds,    # IN (16 n_blocks,), of the plane
     const int32_t[::1] caps,          # IN (16 n_blocks,)
-    const float[::1] limits,          # IN (n_tiles * tile_rows(),), of packed
+    const uint64_t[:, ::1] hits,      # IN (n_tiles, n_candidates or more)
+    const uint8_t[::1] wanted,        # IN (n_candidates,), whether to use its hits
     const double[::1] closest,        # IN (n_samples,)
     const double[::1] weights,        # IN (n_samples,)
     int64_t part_rows,                # rows of a part, a multiple of 16 and of tile_rows()
@@ -589,13 +592,13 @@ def closer_candidates(
     """Rows of some parts closer to each candidate than closest, and the weighted sum of what they win;
     returns the number of pairs evaluated."""
     cdef int64_t n_evaluated, n = X.shape[0]
-    cdef skivfpq_scan scan = scan_of(X, plane, None if plane is not None else packed, panels)
+    cdef skivfpq_scan scan = scan_of(X, plane, panels)
     if (not 0 <= first_part < last_part or part_rows % 16 or part_rows % kernels.tile_rows()
             or (last_part - 1) * part_rows >= n):
         raise ValueError("closer_candidates: parts must have whole blocks and tiles and lie in X.")
     if (closest.shape[0] != n or weights.shape[0] != n or scan.n_far
-            or (plane is None and (scan.lanes.tiles == NULL or limits.shape[0] < n
-                                   or limits.shape[0] % kernels.tile_rows()))
+            or (plane is None and (hits.shape[0] * kernels.tile_rows() < n or hits.shape[1] < scan.n_columns
+                                   or wanted.shape[0] != scan.n_columns))
             or (plane is not None and plane.codes.shape[2] != 16)
             or (plane is not None and (thresholds.shape[0] < n or thresholds.shape[0] % 16
                                        or caps.shape[0] != thresholds.shape[0]))
@@ -607,11 +610,46 @@ def closer_candidates(
     with nogil:
         n_evaluated = kernels.closer_candidates(
             &scan, &thresholds[0] if scan.codes else NULL, &caps[0] if scan.codes else NULL,
-            &limits[0] if scan.lanes.tiles else NULL, &closest[0], &weights[0], n, part_rows, first_part, last_part,
+            NULL if scan.codes else &hits[0, 0], 0 if scan.codes else hits.shape[1],
+            NULL if scan.codes else &wanted[0], &closest[0], &weights[0], n, part_rows, first_part, last_part,
             &rows[0, 0], &sq_distances[0, 0], &n_closer[0, 0], &gains[0, 0])
-    if n_evaluated < 0:
-        raise MemoryError("closer_candidates: no memory for its scratch arrays.")
     return n_evaluated
+
+
+def panel_centers():
+    """Centers of a panel of the lane kernel."""
+    return kernels.panel_centers()
+
+
+def score_candidates(
+    const floating[:, ::1] X,         # IN (n_samples, n_features)
+    packed,                           # IN blocks.PackedRows of X
+    const double[:, ::1] candidates,  # IN (n_candidates, n_features)
+    const float[::1] limits,          # IN (n_tiles * tile_rows(),)
+    const float[::1] weights,         # IN (n_tiles * tile_rows(),)
+    int64_t part_rows,                # rows of a part, a multiple of tile_rows()
+    int64_t first_part,
+    int64_t last_part,
+    uint64_t[:, ::1] hits,            # OUT (n_tiles, n_panels * panel_centers())
+    double[:, ::1] gains,             # OUT (n_parts, n_panels * panel_centers())
+):
+    """Rows of some parts that may be closer to a candidate, a bit each, by scores within the rows' limits;
+    and the weighted sum of how far below the limits the scores are."""
+    cdef int status
+    cdef int64_t height = kernels.tile_rows(), width = kernels.panel_centers(), n = X.shape[0]
+    cdef skivfpq_scan scan = scan_of_rows(X, None, packed)
+    scan.centers, scan.n_columns = &candidates[0, 0], candidates.shape[0]
+    if (not 0 <= first_part < last_part or part_rows % height or (last_part - 1) * part_rows >= n
+            or scan.lanes.tiles == NULL or candidates.shape[1] != X.shape[1]
+            or hits.shape[0] != (n + height - 1) // height or limits.shape[0] != hits.shape[0] * height
+            or weights.shape[0] != limits.shape[0] or gains.shape[0] < last_part
+            or hits.shape[1] != (scan.n_columns + width - 1) // width * width or gains.shape[1] != hits.shape[1]):
+        raise ValueError("score_candidates: shapes do not fit together.")
+    with nogil:
+        status = kernels.score_candidates(&scan, &limits[0], &weights[0], n, part_rows, first_part, last_part,
+                                          &hits[0, 0], &gains[0, 0])
+    if status != 0:
+        raise MemoryError("score_candidates: no memory for its scratch arrays.")
 
 
 def join_parts(

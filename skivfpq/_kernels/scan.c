@@ -477,64 +477,53 @@ static void search_closer(closer_search *w, const int32_t *thresholds, const int
     evaluate_pending(w);
 }
 
-/* Candidates as the lane kernel wants them, and what it says of the tiles of a part. */
-typedef struct {
-    float *panels, *starts;
-    int64_t n_panels;
-    uint64_t *hits;
-} lane_search;
-
-/* By the lane kernel's scores. */
-static void search_closer_in_lanes(closer_search *w, const lane_search *l, const float *limits, int64_t first,
-                                   int64_t last) {
-    const skivfpq_scan *s = w->s;
-    int64_t height = TILE(f32)(), n_tiles = (last - first + height - 1) / height, width = l->n_panels * PANEL_CENTERS();
-    CLOSER_ROWS(s->lanes.tiles + first * s->n_features, n_tiles, s->n_features, limits + first, l->panels, l->starts,
-                l->n_panels, l->hits);
-    for (int64_t t = 0; t < n_tiles; t++) {
-        int64_t row = first + t * height;
-        uint64_t present = last - row < 64 ? ((uint64_t)1 << (last - row)) - 1 : ~(uint64_t)0;
-        for (int64_t c = 0; c < s->n_columns; c++) {
-            uint64_t hits = l->hits[t * width + c] & present;
-            evaluate_rows(w, row, hits, c);
-            w->n_evaluated += __builtin_popcountll(hits);
-        }
+/* The candidates that are wanted for the rows first..last, of which hits (by tile and candidate) may be closer. */
+static void evaluate_hits(closer_search *w, const uint64_t *hits, int64_t width, const uint8_t *wanted, int64_t first,
+                          int64_t last) {
+    for (int64_t row = first, height = TILE(f32)(); row < last; row += height, hits += width) {
+        uint64_t present = ((uint64_t)1 << (last - row < height ? last - row : height)) - 1;
+        for (int64_t c = 0; c < w->s->n_columns; c++)
+            if (wanted[c] && hits[c] & present) {
+                evaluate_rows(w, row, hits[c] & present, c);
+                w->n_evaluated += __builtin_popcountll(hits[c] & present);
+            }
     }
 }
 
-/* Packs the candidates for the lane kernel; 0 without memory. */
-static int start_lanes(const skivfpq_scan *s, int64_t part_rows, lane_search *l) {
-    int64_t d = s->n_features, k = s->n_columns, width = PANEL_CENTERS();
-    l->n_panels = (k + width - 1) / width;
-    double *shifted = malloc(sizeof(double) * k * d);
-    l->panels = malloc(sizeof(float) * l->n_panels * width * d);
-    l->starts = malloc(sizeof(float) * l->n_panels * width);
-    l->hits = malloc(sizeof(uint64_t) * l->n_panels * width * (part_rows / TILE(f32)() + 1));
-    int started = shifted && l->panels && l->starts && l->hits;
-    for (int64_t i = 0; i < k * d && started; i++)
-        shifted[i] = (s->centers[i] - s->lanes.origin[i % d]) * s->lanes.scale;
-    if (started) PACK_CANDIDATES(shifted, k, d, l->panels, l->starts);
-    free(shifted);
-    return started;
-}
-
-int64_t CLOSER_CANDIDATES(const skivfpq_scan *s, const int32_t *thresholds, const int32_t *caps, const float *limits,
-                          const double *closest, const double *weights, int64_t n_rows, int64_t part_rows,
-                          int64_t first_part, int64_t last_part, int32_t *rows, double *sq_distances,
-                          int64_t *n_closer, double *gains) {
+int64_t CLOSER_CANDIDATES(const skivfpq_scan *s, const int32_t *thresholds, const int32_t *caps, const uint64_t *hits,
+                          int64_t hits_width, const uint8_t *wanted, const double *closest, const double *weights,
+                          int64_t n_rows, int64_t part_rows, int64_t first_part, int64_t last_part, int32_t *rows,
+                          double *sq_distances, int64_t *n_closer, double *gains) {
     closer_search w = {.s = s, .closest = closest, .weights = weights, .capacity = n_rows};
-    lane_search lanes = {0};
-    int started = s->codes || start_lanes(s, part_rows, &lanes);
     begin_scan();
-    for (int64_t part = first_part; part < last_part && started; part++) {
+    for (int64_t part = first_part; part < last_part; part++) {
         int64_t first = part * part_rows, last = first + part_rows < n_rows ? first + part_rows : n_rows;
         w.rows = rows + first, w.sq_distances = sq_distances + first;
         w.gains = gains + part * s->n_columns, w.n_closer = n_closer + part * s->n_columns;
         for (int64_t c = 0; c < s->n_columns; c++) w.n_closer[c] = 0, w.gains[c] = 0;
         if (s->codes) search_closer(&w, thresholds, caps, first, last);
-        else search_closer_in_lanes(&w, &lanes, limits, first, last);
+        else evaluate_hits(&w, hits + first / TILE(f32)() * hits_width, hits_width, wanted, first, last);
     }
     end_scan();
-    free(lanes.panels), free(lanes.starts), free(lanes.hits);
-    return started ? w.n_evaluated : -1;
+    return w.n_evaluated;
+}
+
+int SCORE_CANDIDATES(const skivfpq_scan *s, const float *limits, const float *weights, int64_t n_rows,
+                     int64_t part_rows, int64_t first_part, int64_t last_part, uint64_t *hits, double *gains) {
+    int64_t d = s->n_features, k = s->n_columns, width = PANEL_CENTERS(), height = TILE(f32)();
+    int64_t n_panels = (k + width - 1) / width, n_tiles = (n_rows + height - 1) / height;
+    double *shifted = malloc(sizeof(double) * k * d);
+    float *panels = malloc(sizeof(float) * n_panels * width * (d + 1)), *starts = panels + n_panels * width * d;
+    int status = shifted && panels ? 0 : -1;
+    for (int64_t i = 0; i < k * d && status == 0; i++)
+        shifted[i] = (s->centers[i] - s->lanes.origin[i % d]) * s->lanes.scale;
+    if (status == 0) PACK_CANDIDATES(shifted, k, d, panels, starts);
+    for (int64_t part = first_part; part < last_part && status == 0; part++) {
+        int64_t first = part * part_rows / height, last = first + part_rows / height;
+        CLOSER_ROWS(s->lanes.tiles + first * height * d, (last < n_tiles ? last : n_tiles) - first, d,
+                    limits + first * height, weights + first * height, panels, starts, n_panels,
+                    hits + first * n_panels * width, gains + part * n_panels * width);
+    }
+    free(shifted), free(panels);
+    return status;
 }

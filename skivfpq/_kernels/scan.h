@@ -13,6 +13,7 @@
 #define PACK_FINE_ROWS LEVELLED(pack_fine_rows, LEVEL)
 #define PACK_FINE_COLUMNS LEVELLED(pack_fine_columns, LEVEL)
 #define SET_CLOSEST LEVELLED(set_closest, LEVEL)
+#define SCORE_CANDIDATES LEVELLED(score_candidates, LEVEL)
 #define CLOSER_CANDIDATES LEVELLED(closer_candidates, LEVEL)
 
 /* What the instruction set asks of the packed arrays. */
@@ -98,13 +99,18 @@ typedef struct {
     /* For each center and each part of the rows (part_rows of them, a multiple of 16), those that are */ \
     /* closer to it than closest (n,), in rows and sq_distances OUT (k, n) from the part's first row */ \
     /* on, n_closer OUT (n_parts, k) of them, and gains OUT (n_parts, k): the weighted sum of what */ \
-    /* they win. By codes and thresholds or, without codes, by tiles and limits; part_rows is then a */ \
-    /* multiple of a tile's rows. Returns the number of pairs evaluated, or -1 without memory. */     \
+    /* they win. By codes and thresholds or, without codes, by the hits (n_tiles, hits_width) of      */ \
+    /* SCORE_CANDIDATES, for the centers that are wanted (k,). Returns the number of pairs evaluated. */ \
     int64_t CLOSER_CANDIDATES(const skivfpq_scan *s, const int32_t *thresholds, const int32_t *caps, \
-                              const float *limits, const double *closest, const double *weights,     \
-                              int64_t n_rows, int64_t part_rows, int64_t first_part,                 \
-                              int64_t last_part, int32_t *rows, double *sq_distances,                \
-                              int64_t *n_closer, double *gains);
+                              const uint64_t *hits, int64_t hits_width, const uint8_t *wanted,       \
+                              const double *closest, const double *weights, int64_t n_rows,          \
+                              int64_t part_rows, int64_t first_part, int64_t last_part,              \
+                              int32_t *rows, double *sq_distances, int64_t *n_closer, double *gains); \
+    /* CLOSER_ROWS (lanes.h) for some parts, whole tiles each: hits OUT (n_tiles, n_panels *         \
+     * PANEL_CENTERS), gains OUT (n_parts, the same). 0, or -1 without memory. */                     \
+    int SCORE_CANDIDATES(const skivfpq_scan *s, const float *limits, const float *weights,           \
+                         int64_t n_rows, int64_t part_rows, int64_t first_part, int64_t last_part,   \
+                         uint64_t *hits, double *gains);
 #ifdef LEVEL
 DECLARE_SCAN
 #endif
