@@ -78,13 +78,13 @@ def cluster_sums(X, weights, labels, changed, sums, counts, n_threads=1):
 
     Rows of a cluster are added in their order: the same bits on every path.
     """
-    if not changed.any():
+    clusters = np.flatnonzero(changed)
+    if not clusters.size:
         return
-    few = counts[changed].sum() < GATHERED * counts.sum()
+    few = X.shape[1] >= 16 and counts[clusters].sum() < GATHERED * counts.sum()
     if runs_native(X) and sums.nbytes <= CACHED and not few:
         _add_rows(X, weights, labels, sums, counts, n_threads)
         return
-    clusters = np.flatnonzero(changed)
     order, bounds = np.empty(len(labels), dtype=np.int32), np.empty(len(counts) + 1, dtype=np.int32)
     _kernels.order_by_label(labels, order, bounds)
 

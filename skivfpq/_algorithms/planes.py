@@ -356,14 +356,14 @@ class CandidateScale:
         return cls(scale, 1.02 * sample.error)
 
 
-@np.errstate(over="ignore", invalid="ignore")
 def pack_candidates(rows, plane, candidate_scale=None):
     """Panels of some rows; of infinite error where one of them is too long for the plane."""
     centers = np.ascontiguousarray(rows, dtype=np.float64)
     panels = Panels(centers, None, None, None, 0.0, np.inf, None, None)
     if plane is None:
         return panels
-    Y, bounds = plane.embedding(centers)
+    with np.errstate(over="ignore", invalid="ignore"):
+        Y, bounds = plane.embedding(centers)
     if not np.abs(Y).max() <= 127.5 * plane.scale:
         return panels
     return _pack(panels, plane, Y, bounds, candidate_scale.scale, np.arange(len(rows)), np.empty(0))

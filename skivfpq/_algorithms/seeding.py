@@ -101,17 +101,18 @@ def kmeans_plusplus(X, n_clusters, weights, rng, n_threads=1, packed=None):
         state = CertifiedSeeding(X, weights, n_clusters, n_threads, packed)
     else:
         state = Seeding(X, weights)
-    centers = mass.draw(rng.random(1))
-    state.look(centers, np.inf)
+    first = mass.draw(rng.random(1))
+    centers = [first[0]]
+    state.look(first, np.inf)
     mass.update(*state.take(0))
     while len(centers) < n_clusters and mass.total() > 0:  # else every row of positive weight is at a center
         candidates = mass.draw(rng.random(n_trials))
         state.look(candidates, mass.total())
         gains = state.gains()  # what each takes off the potential, the sum of mass
-        best = np.argmax(gains >= gains.max() - SAME * mass.total())
-        centers = np.append(centers, candidates[best])
+        best = (gains >= gains.max() - SAME * mass.total()).argmax()
+        centers.append(candidates[best])
         mass.update(*state.take(best))
-    return centers, state.labels, state.closest
+    return np.array(centers), state.labels, state.closest
 
 
 class Mass:
@@ -225,8 +226,7 @@ class CertifiedSeeding:
     def look(self, candidates, potential):
         """Find the rows that are closer to each candidate row that may take most off the potential."""
         self._leave_plane_in_vain()
-        panels = pack_candidates(self.X[candidates], self.plane, self.candidate_scale)
-        plane = self.plane
+        plane, panels = self.plane, pack_candidates(self.X[candidates], self.plane, self.candidate_scale)
         if plane is not None and panels.error > self.candidate_scale.error:
             plane = None  # too long for the plane
         elif plane is not None:
@@ -235,7 +235,7 @@ class CertifiedSeeding:
             self._pack()
         self.wanted = np.ones(len(candidates), dtype=bool)
         if plane is None and self.n_centers > 0:
-            self.wanted = self._score(panels.centers, self.packed.lengths[candidates], potential)
+            self.wanted = self._score(panels.centers, self.rounding[candidates], potential)
         self.n_closer = np.empty((self.n_parts, len(candidates)), dtype=np.int64)
         self.part_gains = np.empty((self.n_parts, len(candidates)))
         self.evaluated = []
@@ -253,7 +253,7 @@ class CertifiedSeeding:
         self._map_parts(evaluate, n_samples * (10 + 0.3 * n_features + scan_ns))
 
     def _map_parts(self, function, ns):
-        n_threads = self.n_threads if ns >= HANDING_NS else 1
+        n_threads = self.n_threads if ns >= HANDING_NS and self.n_parts > 1 else 1
         run_tasks(function, self.n_parts, 4 * n_threads, n_threads, multiple=1)
 
     def _pack(self):
@@ -269,12 +269,24 @@ class CertifiedSeeding:
         self.hits = np.full((n_tiles, width), -1, dtype=np.int64).view(
             np.uint64
         )  # all rows, for the first center
-        self.total_weight = self.weights.sum()
-        self.total_sq_length = self.weights @ np.square(self.packed.lengths)
+        self._set_rounding_of_gains()
         if self.n_centers > 0:
             self._set_closest(np.arange(len(self.closest), dtype=np.int32), self.closest.copy())
 
-    def _score(self, candidates, lengths, potential):
+    @np.errstate(over="ignore", invalid="ignore")  # where tiny values have a unit beyond float64
+    def _set_rounding_of_gains(self):
+        """By how much scores make half a gain, in the unit of packed, too high at most: for each candidate.
+
+        The scores' rounding twice, since the limits allow for it (lanes.c); the limits' own, and underflow.
+        """
+        n_features, unit = self.X.shape[1], np.square(self.packed.scale)  # may be inf
+        sq_lengths = np.square(self.packed.lengths)
+        weight, sq_length = self.weights.sum(), self.weights @ sq_lengths
+        score = (n_features + 8) * 2.0**-24 * 1.01
+        underflow = n_features * 2.0**-1072 * unit + 2.0**-98
+        self.rounding = 3 * score * weight * sq_lengths + (score + 4e-7) * sq_length + underflow * weight
+
+    def _score(self, candidates, rounding, potential):
         """Which candidates may have the largest gain, by float scores; sets hits."""
         gains = np.empty((self.n_parts, self.hits.shape[1]))
 
@@ -286,23 +298,10 @@ class CertifiedSeeding:
 
         n_samples, n_features = self.X.shape
         self._map_parts(score, n_samples * len(candidates) * (1 + 0.04 * n_features))
-        most, unit = gains.sum(axis=0)[: len(candidates)], np.square(self.packed.scale)
-        errors = self._rounding_of_gains(most, np.square(lengths), potential * unit, unit)
-        return ~(most + errors < (most - errors).max() - SAME * potential * unit)  # all where not finite
-
-    def _rounding_of_gains(self, most, sq_lengths, potential, unit):
-        """By how much half the gains, in the unit of packed, are too high at most, and at most 3e-6 too low.
-
-        The scores' rounding twice, since the limits allow for it (lanes.c); the limits' own, and underflow.
-        """
-        n_features = self.X.shape[1]
-        rounding = (n_features + 8) * 2.0**-24 * 1.01
-        return (
-            rounding * (self.total_sq_length + 3 * sq_lengths * self.total_weight)
-            + 4e-7 * (potential + self.total_sq_length)
-            + (n_features * 2.0**-1072 * unit + 2.0**-98) * self.total_weight
-            + 3e-6 * most
-        )
+        with np.errstate(over="ignore", invalid="ignore"):
+            most, potential = gains.sum(axis=0)[: len(candidates)], potential * np.square(self.packed.scale)
+            errors = rounding + 4e-7 * potential + 3e-6 * most  # of limits, and of sums in float32
+            return ~(most + errors < (most - errors).max() - SAME * potential)  # all where not finite
 
     def _leave_plane_in_vain(self):
         """Whether the plane's bound excludes too little."""
@@ -319,7 +318,9 @@ class CertifiedSeeding:
     def take(self, i):
         """Make the i-th candidate a center; returns the rows that came closer, and their distances."""
         rows, sq_distances = self.rows[i], self.sq_distances[i]
-        n = _kernels.native.join_parts(rows, sq_distances, self.n_closer[:, i], PART_ROWS)
+        n = self.n_closer[0, i]
+        if self.n_parts > 1:
+            n = _kernels.native.join_parts(rows, sq_distances, self.n_closer[:, i], PART_ROWS)
         rows, sq_distances = rows[:n], sq_distances[:n]
         self.labels[rows] = self.n_centers
         self._set_closest(rows, sq_distances)
