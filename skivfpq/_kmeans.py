@@ -243,7 +243,7 @@ default="k-means++"
             step.start()
             first_centers = self._first_centers(step, rng)
             self._report("Initialization complete")
-            centers, inertia, n_iter = lloyd(
+            centers, moments, n_iter = lloyd(
                 step,
                 first_centers,
                 max_iter=int(self.max_iter),
@@ -251,6 +251,7 @@ default="k-means++"
                 spherical=self.metric == "cosine",
                 report=self._report if self.verbose else None,
             )
+            inertia = (moments or step(centers)).inertia()
             if inertia < best_inertia * (1 - SAME) or best_inertia == np.inf:
                 best_inertia, self.n_iter_ = inertia, n_iter
                 best = centers, step.labels.copy(), step.sq_distances().copy()

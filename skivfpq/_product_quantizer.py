@@ -34,7 +34,8 @@ class ProductQuantizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         that their variances balance; "opq": starts there, then alternates between codebooks and
         rotation; "random": a random one.
     max_iter : int, default=25
-        Most k-means iterations of a subspace.
+        Most k-means iterations of a subspace. Fewer are made: accelerated ones, the first of them on
+        samples of the rows, whose error is that of so many plain Lloyd iterations or less.
     max_samples : int, float, "auto" or None, default="auto"
         Rows to train on, drawn without repetition: a number, a share, or all (None). "auto" is 256
         for each codeword.
@@ -204,7 +205,7 @@ class ProductQuantizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
             max_iter=int(self.max_iter),
             rng=rng,
             n_threads=effective_n_jobs(self.n_jobs),
-            report=self._report,
+            report=self._report if self.verbose else None,
         )
 
     def _alternate(self, X):
@@ -217,9 +218,9 @@ class ProductQuantizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
             rotated,
             self._slices,
             codebooks,
-            max_iter=int(self.max_iter),
+            stages=[(len(X), max(1, round(pq.ACCELERATED * self.max_iter)))],
             n_threads=n_threads,
-            report=self._report,
+            report=self._report if self.verbose else None,
         )
         self.n_iter_ = max(self.n_iter_, n_iter)
 

@@ -81,7 +81,7 @@ def cluster_sums(X, weights, labels, changed, sums, counts, n_threads=1):
     clusters = np.flatnonzero(changed)
     if not clusters.size:
         return
-    few = X.shape[1] >= 16 and counts[clusters].sum() < GATHERED * counts.sum()
+    few = may_gather(X, sums) and counts[clusters].sum() < GATHERED * counts.sum()
     if runs_native(X) and sums.nbytes <= CACHED and not few:
         _add_rows(X, weights, labels, sums, counts, n_threads)
         return
@@ -93,6 +93,11 @@ def cluster_sums(X, weights, labels, changed, sums, counts, n_threads=1):
 
     n_tasks = 4 * n_threads if runs_native(X) and n_threads > 1 and len(labels) > ROWS_PER_TASK else 1
     run_tasks(add, len(clusters), n_tasks, n_threads, multiple=1)
+
+
+def may_gather(X, sums):
+    """Whether adding up few rows, gathered by cluster, can be faster than one walk over all."""
+    return X.shape[1] >= 16 or sums.nbytes > CACHED or not runs_native(X)
 
 
 def _add_rows(X, weights, labels, sums, counts, n_threads):

@@ -9,10 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from skivfpq._algorithms.blocks import cluster_sums, row_sq_distances
+from skivfpq._algorithms.blocks import cluster_sums, may_gather, row_sq_distances
 from skivfpq._algorithms.planes import NearestCenters
 from skivfpq._algorithms.seeding import SAME, hash_rows
 from skivfpq._kernels import dense_rows
+
+# 9 steps for k-means of 60,000 x 8 or 16 then reach the error of 25 plain ones.
+BEYOND, MOMENTUM = 0.9, 0.5
 
 
 @dataclass
@@ -68,8 +71,9 @@ class MemoryStep:
 
     def _add_up(self, moved, before):
         """Sums and counts, anew for the clusters that won or lost rows."""
-        changed = np.full(len(self.counts), not self._summed)
-        if self._summed:
+        some = self._summed and may_gather(self.X, self.sums)
+        changed = np.full(len(self.counts), not some)
+        if some:
             changed[self.labels[moved]] = changed[before[moved]] = True
         cluster_sums(self.X, self.weights, self.labels, changed, self.sums, self.counts, self.n_threads)
         self._summed = True
@@ -106,40 +110,71 @@ class MemoryStep:
         return dense_rows(self.X, rows), weights, self.labels[rows]
 
 
-def lloyd(step, centers, *, max_iter, tol, spherical=False, report=None):
+class GrowingStep:
+    """Steps over samples of the rows that grow, and over all of them at last."""
+
+    def __init__(self, X, stages, order, n_threads, n_clusters):
+        """stages: (rows, steps) each, the first so many of order (n_samples,)."""
+        self.X, self.order, self.n_threads, self.n_clusters = X, order, n_threads, n_clusters
+        self.stages, self.n_left = list(stages), 0
+
+    def __call__(self, centers):
+        """Assign every row of the sample to its nearest center."""
+        if self.n_left == 0:
+            n_rows, self.n_left = self.stages.pop(0)
+            rows = self.X if n_rows == len(self.X) else self.X[np.sort(self.order[:n_rows])]
+            self.step = MemoryStep(rows, np.ones(n_rows), self.n_threads, self.n_clusters)
+        moments = self.step(centers)
+        if self.stages:
+            self.n_left = 0 if moments.n_changed == 0 else self.n_left - 1
+            moments.n_changed = max(1, moments.n_changed)  # there are other rows
+        return moments
+
+
+def lloyd(step, centers, *, max_iter, tol, spherical=False, accelerated=False, report=None):
     """Move centers to the means of their rows until nothing changes (Lloyd 1982).
 
     Stops when no label changes, when the squared movement of the centers is at most ``tol``, or after
-    ``max_iter`` steps. The last step seen by ``step`` is always for the centers that are returned.
+    ``max_iter`` steps.
 
     Parameters
     ----------
     step : callable, centers (n_clusters, n_features) -> Moments
     spherical : bool, whether centers are brought to length one
+    accelerated : bool, whether centers move beyond the means, and on as they did before, at all steps but
+        the last (over-relaxation, Salakhutdinov and Roweis 2003; heavy ball, Polyak 1964)
     report : callable, message -> None, or None
 
     Returns
     -------
     centers : (n_clusters, n_features), dtype of the first ones
-    inertia : float
+    moments : Moments of these centers if they are those of the last step, else None
     n_iter : int
     """
+    before = centers
     for n_iter in range(1, max_iter + 1):
         moments = step(centers)
+        settled = moments.n_changed == 0 and not accelerated  # the centers were means of the same rows
+        accelerated = accelerated and n_iter < max_iter and moments.n_changed > 0
         moved = _means(moments, centers, spherical)
+        if accelerated:
+            filled = moments.counts[:, None] > 0  # others have just been moved to where they stay
+            further = BEYOND * (moved - centers) + MOMENTUM * (centers - before)
+            moved = moved + filled * further
+            before = np.where(filled, centers, moved)
         shift = np.square(moved - centers, dtype=np.float64).sum()
         same = shift == 0 and np.array_equal(moved, centers)
         centers = moved
         if report is not None:
             inertia = moments.inertia()
             report(f"Iteration {n_iter}, inertia {inertia:.6g}, {moments.n_changed} labels changed.")
-        if moments.n_changed == 0 or shift <= tol:
+        if settled or shift <= tol:
             break
-    if report is not None and moments.n_changed == 0:
+    if report is not None and settled:
         report(f"Converged at iteration {n_iter}: strict convergence.")
     elif report is not None and shift <= tol:
         report(f"Converged at iteration {n_iter}: center shift {shift:.3g} within tolerance {tol:.3g}.")
-    return centers, (moments if same else step(centers)).inertia(), n_iter
+    return centers, moments if same else None, n_iter
 
 
 def _means(moments, centers, spherical):
