@@ -81,8 +81,9 @@ def cluster_sums(X, weights, labels, changed, sums, counts, n_threads=1):
     clusters = np.flatnonzero(changed)
     if not clusters.size:
         return
+    in_one_walk = runs_native(X) and sums.nbytes <= CACHED
     few = may_gather(X, sums) and counts[clusters].sum() < GATHERED * counts.sum()
-    if runs_native(X) and sums.nbytes <= CACHED and not few:
+    if in_one_walk and not few:
         _add_rows(X, weights, labels, sums, counts, n_threads)
         return
     order, bounds = np.empty(len(labels), dtype=np.int32), np.empty(len(counts) + 1, dtype=np.int32)

@@ -266,9 +266,7 @@ class CertifiedSeeding:
         self.weights32[: len(self.weights)] = self.weights
         panel = _kernels.native.panel_centers()
         width = -(-len(self.rows) // panel) * panel
-        self.hits = np.full((n_tiles, width), -1, dtype=np.int64).view(
-            np.uint64
-        )  # all rows, for the first center
+        self.hits = np.full((n_tiles, width), ~np.uint64(0))  # all rows, for the first center
         self._set_rounding_of_gains()
         if self.n_centers > 0:
             self._set_closest(np.arange(len(self.closest), dtype=np.int32), self.closest.copy())
@@ -304,7 +302,7 @@ class CertifiedSeeding:
             return ~(most + errors < (most - errors).max() - SAME * potential)  # all where not finite
 
     def _leave_plane_in_vain(self):
-        """Whether the plane's bound excludes too little."""
+        """Go on without the plane where its bound has excluded too little."""
         if self.plane is None or self.n_centers < EARLY:
             return
         self.n_failures += sum(self.evaluated) > FAILURE * self.n_closer.shape[1] * len(self.closest)

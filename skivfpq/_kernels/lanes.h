@@ -2,6 +2,8 @@
 #ifndef SKIVFPQ_LANES_H
 #define SKIVFPQ_LANES_H
 
+#include "levels.h"
+
 #include <stdint.h>
 
 #define PASTE3_(a, b, c) a##_##b##_##c
@@ -33,12 +35,10 @@ DECLARE_SCORE(f32);
 DECLARE_SCORE(f64);
 
 /* Float scores of candidates for k-means++: what may be closer to them. */
-#define LANES_LEVELLED_(name, level) skivfpq_##name##_##level
-#define LANES_LEVELLED(name, level) LANES_LEVELLED_(name, level)
-#define LIMIT LANES_LEVELLED(limit, LEVEL)
-#define PACK_CANDIDATES LANES_LEVELLED(pack_candidates, LEVEL)
-#define CLOSER_ROWS LANES_LEVELLED(closer_rows, LEVEL)
-#define PANEL_CENTERS LANES_LEVELLED(panel_centers, LEVEL)
+#define LIMIT LEVELLED(limit, LEVEL)
+#define PACK_CANDIDATES LEVELLED(pack_candidates, LEVEL)
+#define CLOSER_ROWS LEVELLED(closer_rows, LEVEL)
+#define PANEL_CENTERS LEVELLED(panel_centers, LEVEL)
 
 /* The score at most of a candidate that is closer to a row, of this length in tiles, than sq_distance. */
 float LIMIT(double sq_distance, double length, int64_t d, double scale);
@@ -53,9 +53,7 @@ void CLOSER_ROWS(const float *tiles, int64_t n_tiles, int64_t d, const float *li
                  uint64_t *hits, double *gains);                                                            /* OUT */
 
 /* Rows on axes. */
-#define PROJECT_(level) skivfpq_project_##level
-#define PROJECT_OF(level) PROJECT_(level)
-#define PROJECT PROJECT_OF(LEVEL)
+#define PROJECT LEVELLED(project, LEVEL)
 void PROJECT(const float *V, int64_t n, int64_t d,      /* IN (n, d) */
              const float *axes, int64_t n_axes,         /* IN (d, n_axes) */
              float *out, int64_t stride);               /* OUT (n, n_axes), stride floats from row to row */

@@ -2,10 +2,10 @@
 #ifndef SKIVFPQ_SCAN_H
 #define SKIVFPQ_SCAN_H
 
+#include "levels.h"
+
 #include <stdint.h>
 
-#define LEVELLED_(name, level) skivfpq_##name##_##level
-#define LEVELLED(name, level) LEVELLED_(name, level)
 #define SCAN_SHAPE LEVELLED(scan_shape, LEVEL)
 #define PACK_ROWS LEVELLED(pack_rows, LEVEL)
 #define PACK_COLUMNS LEVELLED(pack_columns, LEVEL)
