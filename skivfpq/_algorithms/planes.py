@@ -348,11 +348,13 @@ class CandidateScale:
     def of(cls, X, plane):
         """The scale for rows of X; error is that of most of them."""
         _, largest_column, _, wraps = _kernels.native.scan_shape()
-        scale = 127.5 * plane.scale / largest_column
+        served = np.flatnonzero(np.isfinite(plane.errors))
+        rows = X[served[blocks.evenly(len(served), 1024)]]
+        largest = np.abs(plane.embedding(rows)[0]).max(initial=0)
+        scale = min(1.1 * float(largest), 127.5 * plane.scale) / largest_column
         if wraps:
             scale = max(scale, 2.2 * plane.typical**2 / (2**17 * plane.scale))
-        served = np.flatnonzero(np.isfinite(plane.errors))
-        sample = pack_candidates(X[served[blocks.evenly(len(served), 1024)]], plane, cls(scale, np.inf))
+        sample = pack_candidates(rows, plane, cls(scale, np.inf))
         return cls(scale, 1.02 * sample.error)
 
 
@@ -364,7 +366,7 @@ def pack_candidates(rows, plane, candidate_scale=None):
         return panels
     with np.errstate(over="ignore", invalid="ignore"):
         Y, bounds = plane.embedding(centers)
-    if not np.abs(Y).max() <= 127.5 * plane.scale:
+    if not np.abs(Y).max(initial=0) <= _kernels.native.scan_shape()[1] * candidate_scale.scale:
         return panels
     return _pack(panels, plane, Y, bounds, candidate_scale.scale, np.arange(len(rows)), np.empty(0))
 
