@@ -18,6 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from skivfpq import LloydKMeans
+from skivfpq._algorithms import lloyd
 from skivfpq._algorithms.seeding import Seeding, canonical_order, kmeans_plusplus
 
 SIX_POINTS = np.array([[0, 0], [0.2, 0.1], [0.1, 0.2], [5, 5], [5.1, 4.9], [4.9, 5.1]])
@@ -412,3 +413,26 @@ def test_grid_search_over_n_clusters_in_a_supervised_pipeline():
 def test_finds_the_clouds(blobs):
     labels = LloydKMeans(6, random_state=0).fit_predict(blobs)
     assert adjusted_rand_score(labels, KMeans(6, random_state=0).fit_predict(blobs)) > 0.95
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_centers_are_means_however_rows_move(dtype):
+    """Sums follow the rows that move; rows of 1e30 come and go without a trace."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(3000, 40)).astype(dtype)
+    X[::500] *= dtype(1e30)
+    weights = rng.random(3000) + 0.1
+    weights[::333] *= 1e12
+    step = lloyd.MemoryStep(X, weights, 2, 60)
+    centers = X[rng.choice(np.arange(1, 500), 60, replace=False)]
+    for number in range(12):
+        moments = step(centers)
+        centers = centers + rng.normal(size=centers.shape).astype(dtype) / (2 + 4 * number)
+        if number == 5:
+            centers[:6] = X[::500]  # which now have clusters of their own
+        for cluster in range(60):
+            inside = step.labels == cluster
+            expected = (weights[inside, None] * X[inside].astype(np.float64)).sum(axis=0)
+            scale = (weights[inside, None] * np.abs(X[inside].astype(np.float64))).sum(axis=0)
+            assert np.all(np.abs(moments.sums[cluster] - expected) <= 1e-12 * scale)
+            assert moments.counts[cluster] == pytest.approx(weights[inside].sum(), rel=1e-12)

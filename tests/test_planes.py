@@ -37,7 +37,6 @@ CASES = [
 def scans_however_little_it_saves(monkeypatch):
     """Small problems take the scan, and keep to it."""
     monkeypatch.setattr(planes, "LEAST_WORK", 0)
-    monkeypatch.setattr(planes, "GUESSED", 1000)
     monkeypatch.setattr(planes, "JUDGED_ROWS", 256)
 
 
@@ -132,15 +131,16 @@ def cached_steps(case, shape, dtype):
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize(("shape", "guessed"), [((1031, 33, 130), 100), ((700, 64, 256), 1000)])
-def test_labels_are_those_of_differences(instruction_set, monkeypatch, case, dtype, shape, guessed):
+@pytest.mark.parametrize(
+    ("shape", "first_label"), [((1031, 33, 130), -1), ((700, 64, 256), -1), ((700, 64, 256), 7)]
+)
+def test_labels_are_those_of_differences(instruction_set, monkeypatch, case, dtype, shape, first_label):
     X, expected_steps = cached_steps(case, shape, dtype)
     n_samples, _, n_clusters = shape
-    monkeypatch.setattr(planes, "GUESSED", guessed)
     scan_on(monkeypatch)
     search = planes.NearestCenters(X, n_clusters, n_threads=2)
     assert search.scans
-    labels, sq_distances = np.full(n_samples, -1, dtype=np.int32), np.empty(n_samples)
+    labels, sq_distances = np.full(n_samples, first_label, dtype=np.int32), np.empty(n_samples)
     for centers, expected, expected_sq_distances in expected_steps:
         find(search, centers, labels, sq_distances)
         assert_array_equal(labels, expected)
@@ -181,7 +181,7 @@ def test_scores_of_long_columns_do_not_overflow(instruction_set, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_lower_bounds_hold_and_save_work(instruction_set, monkeypatch, dtype):
+def test_bounds_hold_and_save_work(instruction_set, monkeypatch, dtype):
     X = awkward("clusters", 1200, 64, dtype)
     scan_on(monkeypatch)
     search = planes.NearestCenters(X, 256, n_threads=1)
@@ -189,6 +189,8 @@ def test_lower_bounds_hold_and_save_work(instruction_set, monkeypatch, dtype):
     for centers, _, _ in steps(X, 256, 8):
         find(search, centers, labels, sq_distances)
         distances = np.sqrt(np.square(X[:, None].astype(np.float64) - centers).sum(axis=-1))
+        assert np.all(search.upper >= distances[np.arange(len(X)), labels] * (1 - 1e-12))
+        assert np.all(search.upper <= distances[np.arange(len(X)), labels] + 0.2 * np.median(search.upper))
         distances[np.arange(len(X)), labels] = np.inf
         assert np.all(search.lower <= distances.min(axis=1) * (1 + 1e-12))
     assert (search.lower > np.sqrt(sq_distances) * (1 + 1e-6)).mean() > 0.2
@@ -294,7 +296,6 @@ def test_rows_that_defeat_the_bound_go_to_the_lane_kernel(instruction_set, monke
     X = rng.normal(size=(4096, 40)) + 1e4 * rng.choice([-1, 1], size=(4096, 1)) * rng.normal(size=40)
     left = []
     plain = blocks.nearest_centers
-    monkeypatch.setattr(planes, "GUESSED", 100)
     scan_on(monkeypatch)
     monkeypatch.setattr(
         blocks, "nearest_centers", lambda rows, *args: left.append(len(rows)) or plain(rows, *args)
@@ -303,7 +304,7 @@ def test_rows_that_defeat_the_bound_go_to_the_lane_kernel(instruction_set, monke
     labels, sq_distances = np.full(len(X), -1, dtype=np.int32), np.empty(len(X))
     centers = X[rng.choice(len(X), 256, replace=False)]
     find(search, centers, labels, sq_distances)
-    assert sum(left[1:]) > 3000  # the first call guesses
+    assert sum(left) > 3000
     assert_array_equal(labels, by_differences(X, centers)[0])
 
 

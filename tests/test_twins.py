@@ -424,18 +424,105 @@ def test_order_by_hash(n, bits):
     assert_array_equal(order, np.argsort(hashes, kind="stable"))
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (5, 7, 15), (9, 33, 16), (4, 100, 50)])
-def test_project(instruction_set, shape):
+@pytest.mark.parametrize("shape", [(1, 1, 1), (5, 7, 15), (9, 33, 16), (4, 100, 50), (17, 20, 144)])
+def test_multiply(instruction_set, shape):
     n, n_features, n_axes = shape
     rng = np.random.default_rng(0)
     V = rng.normal(size=(n, n_features)).astype(np.float32)
     axes = rng.normal(size=(n_features, n_axes)).astype(np.float32)
-    out = np.full((n, n_axes + 3), UNTOUCHED, dtype=np.float32)
-    native.project(V, axes, out[:, :n_axes])
+    out = np.full((n + 1, n_axes), UNTOUCHED, dtype=np.float32)
+    native.multiply(V, axes, out[:n])
     V, axes = V.astype(np.float64), axes.astype(np.float64)
     rounding = (n_features + 2) * 2.0**-24 * (np.abs(V) @ np.abs(axes))
-    assert np.all(np.abs(out[:, :n_axes] - V @ axes) <= rounding)
-    assert np.all(out[:, n_axes:] == UNTOUCHED)
+    assert np.all(np.abs(out[:n] - V @ axes) <= rounding)
+    assert np.all(out[n:] == UNTOUCHED)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (20, 33), (64, 64)])
+def test_orthonormalize(instruction_set, shape):
+    Q = np.random.default_rng(0).normal(size=shape) * 10.0 ** -np.arange(shape[0])[:, None]
+    found = Q.copy()
+    native.orthonormalize(found)
+    assert_allclose(found @ found.T, np.eye(shape[0]), atol=1e-14)
+    for m in range(1, shape[0] + 1):  # in their order: the same span as of the rows so far
+        left = Q[:m] - Q[:m] @ found[:m].T @ found[:m]
+        assert np.all(np.abs(left) <= 1e-13 * np.abs(Q[:m]).max(axis=1, keepdims=True))
+
+
+def test_rows_in_the_span_of_others_become_zeros(instruction_set):
+    Q = np.random.default_rng(0).normal(size=(5, 12))
+    Q[2], Q[3] = Q[0] - 3 * Q[1], 0
+    native.orthonormalize(Q)
+    assert_array_equal(Q[2:4], np.zeros((2, 12)))
+    assert_allclose(Q @ Q.T, np.diag([1, 1, 0, 0, 1]), atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("n_axes", [None, 5, 16, 44])
+def test_embed(instruction_set, dtype, n_axes):
+    X = awkward("steep spectrum", (21, 50), dtype)
+    axes = np.linalg.qr(np.random.default_rng(1).normal(size=(50, 50)))[0][:, :n_axes] if n_axes else None
+    embedding = planes.Embedding(X.mean(axis=0), axes, tail_origin=0.2)
+    Y, bounds = np.full((22, embedding.width), UNTOUCHED, np.float32), np.full(22, np.nan, np.float32)
+    native.embed(X, embedding, Y[:21], bounds[:21])
+    expected = X.astype(np.float64) - embedding.origin
+    if n_axes:
+        head = expected @ axes
+        tails = np.sqrt(np.square(expected).sum(axis=1) - np.square(head).sum(axis=1)) - 0.2
+        expected = np.hstack([head, np.repeat(tails[:, None] / 2, 4, axis=1)])
+    assert np.all(lengths_of(Y[:21] - expected) <= bounds[:21])
+    assert np.all(bounds[:21] <= 1e-2 * lengths_of(expected) + 1e-6)
+    assert np.all(Y[21] == UNTOUCHED)
+    assert np.isnan(bounds[21])
+
+
+@pytest.mark.parametrize("lanes", [1, 16])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_packing_in_one_pass(instruction_set, lanes, dtype):
+    X = awkward("heavy tails", (133, 50), dtype)
+    axes = np.linalg.qr(np.random.default_rng(1).normal(size=(50, 50)))[0][:, :16]
+    for embedding in (planes.all_features(X), planes.Embedding(X.mean(axis=0), axes)):
+        plane = planes.pack_plane(X, embedding, lanes=lanes)
+        Y, bounds = embedding(X)
+        codes = np.full_like(plane.codes, 128)
+        sq_norms, errors = np.empty(133, np.int32), np.empty(133, np.float32)
+        native.pack_rows(Y, plane.scale, bounds, codes, sq_norms, errors)
+        fine = [np.empty_like(array) for array in plane.fine]
+        native.pack_fine_rows(X, embedding.origin, *fine)
+        for found, expected in zip(
+            (plane.codes, plane.sq_norms, plane.errors, *plane.fine), (codes, sq_norms, errors, *fine)
+        ):
+            assert_array_equal(found, expected)
+        with pytest.raises(ValueError, match="shapes"):
+            native.pack_plane(X, plane, 7 if lanes > 1 else 133, 133, True)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_moved_rows(instruction_set, dtype):
+    rng = np.random.default_rng(0)
+    n, k, limit = 400, 9, 50.0
+    X = rng.normal(size=(n, 13)).astype(dtype)
+    X[3] *= 1000
+    weights = rng.random(n) + 0.5
+    before = rng.integers(k, size=n).astype(np.int32)
+    before[before == 8] = 0  # an empty one
+    labels = np.where(rng.random(n) < 0.3, rng.integers(k, size=n), before).astype(np.int32)
+    before[3], labels[3] = 2, 5
+    rows = np.flatnonzero(labels != before).astype(np.int32)
+    moves = np.concatenate([before[rows], labels[rows]])
+    events, bounds = np.empty(len(moves), np.int32), np.empty(k + 1, np.int32)
+    native.order_by_label(moves, events, bounds)
+    sums = np.zeros((k, 13))
+    np.add.at(sums, before, weights[:, None] * X)
+    clusters, given_up = np.array([0, 1, 2, 5, 8]), np.full(k, 7, np.uint8)
+    expected = sums.copy()
+    for e in events:  # by hand, in their order
+        row, cluster = rows[e % len(rows)], moves[e]
+        if cluster in clusters:
+            expected[cluster] += (-1 if e < len(rows) else 1) * weights[row] * X[row].astype(np.float64)
+    native.move_rows(X, weights, rows, events, bounds, clusters, limit, sums, given_up)
+    assert_array_equal(sums, expected)
+    assert_array_equal(given_up, [0, 0, 1, 7, 7, 1, 7, 7, 0])
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -15,6 +15,7 @@ CACHED = 1 << 18  # bytes that stay in the second cache
 TILE_MULTIPLE = 48  # rows of a task start at a block of 16 rows and a tile of 8, 16 or 48
 ROWS_PER_TASK = 2048  # a native call packs the centers anew: below 1/1000 of its work at this height
 SAMPLE = 256  # rows whose mean stands for all rows'
+MOVED = 0.25  # moves by rows of a cluster, beyond which it is added up anew
 GATHERED = 0.4  # share of the rows, below which they are gathered by cluster
 HANDING_NS = 4e5  # work that is done before threads have their tasks and are waited for
 
@@ -94,6 +95,32 @@ def cluster_sums(X, weights, labels, changed, sums, counts, n_threads=1):
 
     n_tasks = 4 * n_threads if runs_native(X) and n_threads > 1 and len(labels) > ROWS_PER_TASK else 1
     run_tasks(add, len(clusters), n_tasks, n_threads, multiple=1)
+
+
+def update_sums(X, weights, labels, before, limit, sums, counts, n_threads=1):
+    """The same after some labels have changed, from the sums before: only the rows that moved are read.
+
+    Clusters of which many rows moved are added up anew, and so are those of a row beyond the limit, whose leaving
+    would leave rounding. limit: for values times weights.
+    """
+    rows = np.flatnonzero(labels != before).astype(np.int32)
+    moves = np.concatenate([before[rows], labels[rows]])
+    events, bounds = np.empty(len(moves), dtype=np.int32), np.empty(len(counts) + 1, dtype=np.int32)
+    _kernels.order_by_label(moves, events, bounds)
+    n_events = np.diff(bounds)
+    anew = n_events > MOVED * np.bincount(labels, minlength=len(counts))
+    clusters = np.flatnonzero((n_events > 0) & ~anew)
+    given_up = np.zeros(len(counts), dtype=bool)
+
+    def move(part):
+        _kernels.native.move_rows(
+            X, weights, rows, events, bounds, clusters[part], limit, sums, given_up.view(np.uint8)
+        )
+
+    few = len(moves) * X.shape[1] / 4 < HANDING_NS
+    run_tasks(move, len(clusters), 1 if few else 4 * n_threads, n_threads, multiple=1)
+    cluster_sums(X, weights, labels, anew | given_up, sums, counts, n_threads)
+    counts[:] = np.bincount(labels, weights, minlength=len(counts))
 
 
 def may_gather(X, sums):

@@ -21,9 +21,7 @@ SCAN_ROWS = 4096  # of a task
 LEAST_WORK = 2e9  # products of a step, below which the lane kernel is done before planes are packed
 WIDEST = 16384  # features; beyond, the lane kernel
 SAMPLE = 4096  # rows whose mean and axes stand for all rows'
-JUDGED_ROWS = 512  # on which the lane kernel's time is measured
-GUESSED = 1024  # clusters from which rows without labels are scanned too
-GUESS_STRIDE = 16  # rows without a label start from the nearest of every so many centers
+JUDGED_ROWS = 256  # on which the lane kernel's time is measured
 EPS32 = 2.0**-24
 MARGIN = 0.012  # of the typical distance to the nearest center
 
@@ -41,6 +39,7 @@ class Embedding:
         self.origin = np.ascontiguousarray(origin, dtype=np.float32)  # x - origin then rounds once
         self.axes = axes
         self.tail_origin = tail_origin
+        self.axes32 = None
         if axes is not None:
             self.axes32 = np.zeros((len(axes), self.width), dtype=np.float32)  # zeros for the tail's copies
             self.axes32[:, : axes.shape[1]] = axes
@@ -50,24 +49,14 @@ class Embedding:
         """Number of coordinates of y."""
         return len(self.origin) if self.axes is None else self.axes.shape[1] + TAIL_COPIES
 
-    @np.errstate(over="ignore", invalid="ignore")  # points of values too large are not finite: not served
     def __call__(self, X):
-        """Points Y (n_samples, width) float32 and bounds of |Y - y| (n_samples,) float32."""
-        shifted = (X - self.origin).astype(np.float32, copy=False)  # (n_samples, n_features)
-        lengths = np.sqrt(np.einsum("ij,ij->i", shifted, shifted))
-        if self.axes is None:
-            return shifted, lengths * np.float32(4 * EPS32)
-        n_features, n_axes = self.axes.shape
-        Y = np.empty((len(X), self.width), dtype=np.float32)
-        _kernels.native.project(shifted, self.axes32, Y)
-        head = np.einsum("ij,ij->i", Y[:, :n_axes], Y[:, :n_axes])
-        tails = np.sqrt(np.maximum(lengths * lengths - head, 0))  # (n_samples,)
-        Y[:, n_axes:] = ((tails - self.tail_origin) / np.sqrt(TAIL_COPIES))[:, None]
-        # A float32 product of n_features terms, then what its error does to the tail's square.
-        projection = (n_features + 8) * EPS32 * np.sqrt(n_axes)
-        square = 2 * projection + 4 * (n_features + 8) * EPS32
-        tail_bound = square * lengths / np.maximum(tails / np.maximum(lengths, 1e-30), np.sqrt(square))
-        return Y, (projection * lengths + tail_bound).astype(np.float32)
+        """Points Y (n_samples, width) float32 and bounds of |Y - y| (n_samples,) float32.
+
+        Points of values too large are not finite: not served.
+        """
+        Y, bounds = np.empty((len(X), self.width), dtype=np.float32), np.empty(len(X), dtype=np.float32)
+        _kernels.native.embed(np.ascontiguousarray(X), self, Y, bounds)
+        return Y, bounds
 
 
 @dataclass
@@ -96,6 +85,7 @@ class Panels:
     ids: np.ndarray  # (n_columns + n_far,) int32, which centers
     far_lengths: np.ndarray  # (n_far,) of the centers too long for the panels
     drifts: np.ndarray | None = None  # (n_columns,) how far each center has moved, falling
+    moved: np.ndarray | None = None  # (n_clusters,) the same by center
 
 
 class NearestCenters:
@@ -109,9 +99,8 @@ class NearestCenters:
         self.X, self.n_threads = X, n_threads
         self.scans = pays(X, n_clusters)
         self.has_head = self.scans and head_pays(X, n_clusters)
-        self.plane = self.centers = self.packed = None
+        self.plane = self.centers = self.packed = self.plain_seconds = None
         self.n_failures = self.n_successes = 0
-        self.is_head = False
 
     def forget(self):
         """Take the labels of the next call as given: the bounds are not of those."""
@@ -120,36 +109,33 @@ class NearestCenters:
     def __call__(self, centers, labels, sq_distances):
         """Write the labels (n_samples,) int32 and, if True is returned, squared distances (n_samples,)."""
         centers = np.ascontiguousarray(centers, dtype=np.float64)
-        if not self.scans and blocks.runs_native(self.X):
-            self.centers = None
-            self.pack().nearest_centers(centers, labels)
-            return False
-        labelled = labels[0] >= 0
-        tried = self.scans and (labelled or len(centers) >= GUESSED)
-        plane = self._plane(centers, labels) if tried else None
-        drifts = self._drifts(centers, labelled)
-        panels = None if plane is None else pack_centers(centers, plane, drifts)
+        plane = self._plane(centers, labels) if self.scans else None
+        drifts = self._drifts(centers, labels[0] >= 0) if self.scans else None
+        panels = None if plane is None else pack_centers(centers, plane, drifts, self.n_threads)
         self.centers = None if panels is None else centers
-        if panels is None:
+        if panels is None and blocks.runs_native(self.X):
+            self.pack().nearest_centers(centers, labels)
+        elif panels is None:
             blocks.nearest_centers(self.X, centers, self.n_threads, labels, sq_distances)
             return True
-        if not labelled:  # any center will do, a near one saves time
-            some = slice(None, None, GUESS_STRIDE)
-            blocks.nearest_centers(self.X, centers[some], self.n_threads, labels, sq_distances)
-            labels *= GUESS_STRIDE
-        margin = self._margin(drifts, float(np.sqrt(sq_distances.mean()))) if np.isfinite(drifts[0]) else 0.0
+        else:
+            self._scan(panels, labels)
+        return False
+
+    def _scan(self, panels, labels):
+        margin = self._margin(panels.moved)
 
         def assign(rows):
             left = _kernels.native.certified_nearest(
-                self.X, plane, panels, rows.start, rows.stop, margin, labels, sq_distances, self.lower
+                self.X, self.plane, panels, rows.start, rows.stop, margin, labels, self.upper, self.lower
             )
             if len(left):
-                labels[left], sq_distances[left] = blocks.nearest_centers(self.X[left], centers)
+                labels[left], sq_distances = blocks.nearest_centers(self.X[left], panels.centers)
+                self.upper[left] = np.sqrt(sq_distances) * (1 + 1e-9)
 
         start = perf_counter()
         blocks.run_tasks(assign, len(self.X), len(self.X) // SCAN_ROWS, self.n_threads)
-        self._judge(perf_counter() - start, centers)
-        return True
+        self._judge(perf_counter() - start, panels.centers)
 
     def pack(self):
         """The rows packed for the lane kernel; kept where they are likely to come again."""
@@ -159,11 +145,14 @@ class NearestCenters:
             self.packed = blocks.PackedRows(self.X, self.n_threads)
         return self.packed
 
-    def _plain_seconds(self, rows, centers):
-        """What the lane kernel would take for all rows, from its time for some."""
-        start = perf_counter()
-        blocks.nearest_centers(rows, centers)
-        return (perf_counter() - start) * len(self.X) / len(rows) / self.n_threads
+    def _seconds_of_lanes(self, centers):
+        """What the lane kernel would take for all rows, from its time for some, measured once."""
+        if self.plain_seconds is None:
+            rows = np.ascontiguousarray(self.X[blocks.evenly(len(self.X), JUDGED_ROWS)])
+            start = perf_counter()
+            blocks.nearest_centers(rows, centers)
+            self.plain_seconds = (perf_counter() - start) * len(self.X) / len(rows) / self.n_threads
+        return self.plain_seconds
 
     def _judge(self, seconds, centers):
         """Keep to the scan, or give it up, when it was twice faster, or twice slower, than the lane kernel.
@@ -172,7 +161,7 @@ class NearestCenters:
         """
         if self.n_successes == 2:
             return
-        too_slow = seconds > 0.9 * self._plain_seconds(self.X[:JUDGED_ROWS], centers)
+        too_slow = seconds > 0.9 * self._seconds_of_lanes(centers)
         self.n_failures += too_slow
         self.n_successes += not too_slow
         if self.n_failures == 2:
@@ -186,53 +175,56 @@ class NearestCenters:
         panels = None if plane is None else pack_centers(centers, plane, np.full(len(centers), np.inf))
         if panels is None:
             return False
+        upper, lower = np.full(len(rows), np.inf), np.zeros(len(rows))
         start = perf_counter()
-        left = _kernels.native.certified_nearest(
-            rows, plane, panels, 0, len(rows), 0.0, labels, np.empty(len(rows)), np.zeros(len(rows))
-        )
+        left = _kernels.native.certified_nearest(rows, plane, panels, 0, len(rows), 0.0, labels, upper, lower)
         seconds = (perf_counter() - start) * len(self.X) / len(rows) / self.n_threads
-        return len(left) < len(rows) / 2 and seconds < 0.8 * self._plain_seconds(rows, centers)
+        return len(left) < len(rows) / 2 and seconds < 0.8 * self._seconds_of_lanes(centers)
 
     def _drifts(self, centers, labelled):
         """How far each center has moved since the labels were found, (n_clusters,), at most."""
         if not labelled or self.centers is None or len(self.centers) != len(centers):
-            self.lower = np.zeros(self.X.shape[0])
+            self.upper, self.lower = np.full(self.X.shape[0], np.inf), np.zeros(self.X.shape[0])
             return np.full(len(centers), np.inf)
-        return np.sqrt(np.square(centers - self.centers).sum(axis=1)) * (1 + 1e-9)
+        sq_drifts, ids = np.empty(len(centers)), np.arange(len(centers), dtype=np.int32)
+        blocks.row_sq_distances(centers, self.centers, ids, sq_drifts)
+        return np.sqrt(sq_drifts) * (1 + 1e-9)
 
-    def _margin(self, drifts, typical):
+    def _margin(self, drifts):
         """How much beyond the nearest center others are worth finding, so that later steps may skip them.
 
         Pays as soon as many centers move less than what it costs little to look around.
         """
-        margin = MARGIN * typical
-        return margin if np.quantile(drifts, 0.3) <= margin else 0.0
+        if not np.isfinite(drifts).all():
+            return 0.0
+        margin = MARGIN * float(self.upper.mean())
+        return margin if np.quantile(drifts, 0.3) <= margin < np.inf else 0.0
 
     def _plane(self, centers, labels):
         """The plane to scan: all features at first, the head once centers are means, of short tails."""
-        labelled = labels[0] >= 0
-        embedding = None
-        if labelled and self.has_head and not self.is_head:
-            embedding = head_embedding(self.X, HEAD_ENERGY)
-            self.has_head = self.is_head = embedding is not None
-        if self.plane is None and embedding is None:
-            embedding = all_features(self.X)
-        if embedding is None:
-            return self.plane
-        fine = None if self.plane is None else self.plane.fine  # of the same origin
-        promising = not labelled or self._promises(embedding, centers, labels)
-        self.plane = pack_plane(self.X, embedding, self.n_threads, fine) if promising else None
-        self.scans = self.plane is not None
+        if self.plane is None:
+            self.plane = self._promising_plane(all_features(self.X), centers, labels)
+            self.scans = self.plane is not None
+        if self.scans and self.has_head and labels[0] >= 0:
+            self.has_head = False  # looked for once
+            embedding = head_embedding(self.X, self.plane.embedding.origin, HEAD_ENERGY, self.n_threads)
+            if embedding is not None:
+                self.plane = self._promising_plane(embedding, centers, labels, self.plane.fine) or self.plane
         return self.plane
+
+    def _promising_plane(self, embedding, centers, labels, fine=None):
+        """A plane of all rows, if the scan of some promises to be faster than the lane kernel; else None."""
+        promising = self._promises(embedding, centers, labels)
+        return pack_plane(self.X, embedding, self.n_threads, fine) if promising else None
 
 
 def nearest_centers(X, centers, n_threads=1):
     """Nearest center of every row: labels (n_samples,) int32 and sq_distances (n_samples,)."""
-    if not pays(X, len(centers)) or len(centers) < GUESSED:
-        return blocks.nearest_centers(X, centers, n_threads)
     labels, sq_distances = np.full(X.shape[0], -1, dtype=np.int32), np.empty(X.shape[0])
-    if X.shape[0]:
-        NearestCenters(X, len(centers), n_threads)(centers, labels, sq_distances)
+    if not pays(X, len(centers)):
+        return blocks.nearest_centers(X, centers, n_threads, labels, sq_distances)
+    if not NearestCenters(X, len(centers), n_threads)(centers, labels, sq_distances):
+        blocks.row_sq_distances(X, centers, labels, sq_distances, n_threads)
     return labels, sq_distances
 
 
@@ -253,26 +245,61 @@ def head_pays(X, n_clusters):
 
 
 @np.errstate(over="ignore", invalid="ignore")
-def head_embedding(X, energy):
+def head_embedding(X, origin, energy, n_threads=1):
     """Embedding on the first principal axes of X, turned at random among themselves, and the tail.
 
     None where the axes that hold most of the variance are too many to save anything.
     """
-    rows = X[blocks.evenly(len(X), SAMPLE)]
-    origin = all_features(X).origin
-    shifted = (rows - origin).astype(np.float32)
-    scatter = (shifted.T @ shifted).astype(np.float64)
-    if not 0 < np.trace(scatter) < np.inf:
+    n_features = X.shape[1]
+    rows, _ = Embedding(origin)(X[blocks.evenly(len(X), max(SAMPLE // 4, 5 * n_features))])
+    total = np.einsum("ij,ij->", rows, rows, dtype=np.float64)
+    if not 0 < total < np.inf:
         return None
-    variances, axes = np.linalg.eigh(scatter)
-    shares = np.cumsum(variances[::-1]) / variances.sum()
+    axes, variances = principal_axes(rows, int(0.6 * n_features), n_threads)
+    shares = np.cumsum(variances) / total
     step = max(16, 4 * _kernels.native.scan_shape()[2])  # of widths that leave no unit empty
     n_axes = -(-(int(np.searchsorted(shares, energy)) + 1 + TAIL_COPIES) // step) * step - TAIL_COPIES
-    if n_axes > 0.6 * X.shape[1]:
+    if n_axes > len(axes):
         return None
-    turn, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((n_axes, n_axes)))
-    tail = variances[:-n_axes].sum() / len(rows)  # mean square of the rows' tails
-    return Embedding(origin, axes[:, -n_axes:] @ turn, float(np.sqrt(max(tail, 0.0))))
+    turn = np.random.default_rng(0).standard_normal((n_axes, n_axes))
+    _kernels.native.orthonormalize(turn)
+    tail = (total - variances[:n_axes].sum()) / len(rows)  # mean square of the rows' tails
+    turned = _multiply(turn.astype(np.float32), axes[:n_axes].astype(np.float32), n_threads).astype(
+        np.float64
+    )
+    _kernels.native.orthonormalize(turned)
+    return Embedding(origin, turned.T, float(np.sqrt(max(tail, 0.0))))
+
+
+def principal_axes(rows, n_axes, n_threads=1):
+    """Nearly the principal axes (n_axes, n_features), by falling variance, and the squares that they hold.
+
+    Orthogonal iteration with the square of the scatter matrix, twice: what the axes miss of the variance that
+    the best ones would hold is below 1 % of all.
+    """
+
+    scatter = _multiply(np.ascontiguousarray(rows.T), rows, n_threads)  # (n_features, n_features)
+    unit = scatter / np.float32(np.abs(scatter).max())  # whose square does not overflow
+    square = _multiply(unit, unit, n_threads)
+    axes = np.random.default_rng(0).standard_normal((n_axes, rows.shape[1]))
+    for _ in range(2):
+        axes = _multiply(axes.astype(np.float32), square, n_threads).astype(np.float64)
+        _kernels.native.orthonormalize(axes)
+    held = np.einsum("ij,ij->i", axes, _multiply(axes.astype(np.float32), scatter, n_threads))
+    order = np.argsort(-held)
+    return axes[order], held[order]
+
+
+def _multiply(V, W, n_threads):
+    """V W, float32, without a BLAS: its threads would go on to spin for a while, and take a core from ours."""
+    out = np.empty((len(V), W.shape[1]), dtype=np.float32)
+
+    def multiply(part):
+        _kernels.native.multiply(V[part], W, out[part])
+
+    few = V.size * W.shape[1] / 25 < blocks.HANDING_NS
+    blocks.run_tasks(multiply, len(V), 1 if few else n_threads, n_threads, multiple=8)
+    return out
 
 
 def all_features(X):
@@ -304,35 +331,26 @@ def pack_plane(X, embedding, n_threads=1, fine=None, lanes=1):
         np.empty(n_samples, dtype=np.int32),
         np.empty(n_samples, dtype=np.float32),
         typical,
-        _fine_rows(X, embedding.origin, n_threads) if fine is None else fine,
+        _empty_fine_rows(X.shape) if fine is None else fine,
     )
+    plane.codes[n_samples // lanes :] = 128  # zeros, where the last block is not filled
 
     def pack(rows):
-        for start in range(rows.start, rows.stop, 1024):
-            part = slice(start, min(start + 1024, rows.stop))
-            Y, bounds = embedding(X[part])
-            codes = plane.codes[part.start // lanes : -(-part.stop // lanes)]
-            _kernels.native.pack_rows(Y, scale, bounds, codes, plane.sq_norms[part], plane.errors[part])
+        _kernels.native.pack_plane(X, plane, rows.start, rows.stop, fine is None)
 
     blocks.map_rows(pack, n_samples, n_threads, 4 * embedding.width)
     return plane
 
 
-def _fine_rows(X, origin, n_threads):
+def _empty_fine_rows(shape):
     """Codes (n_samples, n_features) int8, scales, errors and squared norms, (n_samples,) each."""
-    n = len(X)
-    fine = np.empty(X.shape, np.int8), np.empty(n, np.float32), np.empty(n, np.float32), np.empty(n, np.int32)
-
-    def pack(rows):
-        _kernels.native.pack_fine_rows(X[rows], origin, *[part[rows] for part in fine])
-
-    blocks.map_rows(pack, n, n_threads, 2 * X.shape[1])
-    return fine
+    n = shape[0]
+    return np.empty(shape, np.int8), np.empty(n, np.float32), np.empty(n, np.float32), np.empty(n, np.int32)
 
 
 def _aligned(shape):
     """uint8 array that starts at a cache line: a unit of a block is one line."""
-    memory = np.full(int(np.prod(shape)) + 64, 128, dtype=np.uint8)
+    memory = np.empty(int(np.prod(shape)) + 64, dtype=np.uint8)
     start = -memory.ctypes.data % 64
     return memory[start : start + int(np.prod(shape))].reshape(shape)
 
@@ -364,38 +382,23 @@ def pack_candidates(rows, plane, candidate_scale=None):
     panels = Panels(centers, None, None, None, 0.0, np.inf, None, None)
     if plane is None:
         return panels
-    with np.errstate(over="ignore", invalid="ignore"):
-        Y, bounds = plane.embedding(centers)
+    Y, bounds, fine = _points_of_centers(centers, plane.embedding)
     if not np.abs(Y).max(initial=0) <= _kernels.native.scan_shape()[1] * candidate_scale.scale:
         return panels
-    return _pack(panels, plane, Y, bounds, candidate_scale.scale, np.arange(len(rows)), np.empty(0))
-
-
-def _pack(panels, plane, Y, bounds, scale, ids, far_lengths, drifts=None):
-    """Fill the panels: int8 points Y of some centers, fine points of all."""
-    columns = _kernels.native.scan_shape()[0]
-    units = plane.codes.shape[1]
-    n_panels = -(-len(Y) // columns)
-    panels.packed = np.zeros((n_panels, 4 * units * columns), dtype=np.int8)
-    panels.starts = np.zeros(n_panels * columns, dtype=np.int32)
-    panels.scale, panels.ids, panels.far_lengths = scale, ids.astype(np.int32), far_lengths
-    panels.drifts = drifts
-    panels.error = _kernels.native.pack_columns(Y, scale, bounds, plane.scale, panels.packed, panels.starts)
-    k = len(panels.centers)
-    panels.fine = np.empty(panels.centers.shape, dtype=np.int16), np.empty(k), np.empty(k), np.empty(k)
-    _kernels.native.pack_fine_columns(panels.centers, plane.embedding.origin, *panels.fine)
-    return panels
+    packed, starts, error = _pack_columns(Y, bounds, plane, candidate_scale.scale)
+    ids = np.arange(len(rows), dtype=np.int32)
+    return Panels(centers, fine, packed, starts, candidate_scale.scale, error, ids, np.empty(0))
 
 
 @np.errstate(over="ignore", invalid="ignore")
-def pack_centers(centers, plane, drifts):
+def pack_centers(centers, plane, drifts, n_threads=1):
     """Panels of the centers for the scan of a plane; None where int8 points cannot serve."""
     _, largest_column, _, wraps = _kernels.native.scan_shape()
-    Y, bounds = plane.embedding(centers)
+    Y, bounds, fine = _points_of_centers(centers, plane.embedding, n_threads)
     largest = np.abs(Y).max(axis=1)
-    near = np.flatnonzero(largest <= 2 * LONG * np.median(largest))
-    near = near[np.argsort(-drifts[near], kind="stable")]
-    far = np.flatnonzero(largest > 2 * LONG * np.median(largest))
+    is_near = largest <= 2 * LONG * np.median(largest)
+    order = np.argsort(-drifts, kind="stable")
+    near, far = order[is_near[order]], np.flatnonzero(largest > 2 * LONG * np.median(largest))
     lengths = np.sqrt(np.einsum("ij,ij->i", Y, Y, dtype=np.float64))
     scale = max(float(largest[near].max(initial=0)) / largest_column, plane.scale / 64)
     if wraps:
@@ -404,13 +407,40 @@ def pack_centers(centers, plane, drifts):
         scale = max(scale, reach / (2**17 * plane.scale))
     if not scale <= 64 * plane.scale or len(near) + len(far) < len(centers) or len(far) > 16:
         return None
-    return _pack(
-        Panels(centers, None, None, None, scale, np.inf, None, None),
-        plane,
-        np.ascontiguousarray(Y[near]),
-        bounds[near],
+    packed, starts, error = _pack_columns(Y[near], bounds[near], plane, scale)
+    return Panels(
+        centers,
+        fine,
+        packed,
+        starts,
         scale,
-        np.concatenate([near, far]),
+        error,
+        np.concatenate([near, far]).astype(np.int32),
         (lengths[far] - bounds[far]) * (1 - 1e-6),
         drifts[near],
+        drifts,
     )
+
+
+def _points_of_centers(centers, embedding, n_threads=1):
+    """Points Y (n_clusters, width), their bounds (n_clusters,), and the fine points."""
+    k, n_features = centers.shape
+    Y, bounds = np.empty((k, embedding.width), dtype=np.float32), np.empty(k, dtype=np.float32)
+    fine = np.empty((k, n_features), dtype=np.int16), np.empty(k), np.empty(k), np.empty(k)
+
+    def pack(part):
+        _kernels.native.embed(centers[part], embedding, Y[part], bounds[part])
+        _kernels.native.pack_fine_columns(centers[part], embedding.origin, *[array[part] for array in fine])
+
+    few = centers.size * (1 + embedding.width / 64) < blocks.HANDING_NS
+    blocks.run_tasks(pack, k, 1 if few else n_threads, n_threads, multiple=8)
+    return Y, bounds, fine
+
+
+def _pack_columns(Y, bounds, plane, scale):
+    """int8 points of columns: panels (n_panels, 4 * units * columns), starts, and the largest error."""
+    columns, units = _kernels.native.scan_shape()[0], plane.codes.shape[1]
+    n_panels = -(-len(Y) // columns)
+    packed = np.zeros((n_panels, 4 * units * columns), dtype=np.int8)
+    starts = np.zeros(n_panels * columns, dtype=np.int32)
+    return packed, starts, _kernels.native.pack_columns(Y, scale, bounds, plane.scale, packed, starts)

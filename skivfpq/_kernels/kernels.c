@@ -177,6 +177,33 @@ CLUSTER_SUMS(cluster_sums_f64, double)
 ADD_ROWS(add_rows_f32, float)
 ADD_ROWS(add_rows_f64, double)
 
+/* Sums of some clusters without the rows that left and with those that came, in the order of events: event e is
+ * about rows[e % n_moved], which leaves if e < n_moved. A cluster is given up, and to be added up anew, for a weighted
+ * row beyond the limit: what is left of such a one, once it leaves, may be rounding only. */
+#define MOVE_ROWS(NAME, REAL)                                                                        \
+    static void NAME(const REAL *X, int64_t d, const double *weights, const int32_t *rows, int64_t n_moved, \
+                     const int32_t *events, const int32_t *bounds, const int64_t *clusters, int64_t n_clusters, \
+                     double limit, double *sums, uint8_t *given_up) {                                \
+        for (int64_t i = 0; i < n_clusters; i++) {                                                   \
+            double *sum = sums + clusters[i] * d;                                                    \
+            given_up[clusters[i]] = 0;                                                               \
+            for (int64_t e = bounds[clusters[i]]; e < bounds[clusters[i] + 1]; e++) {                \
+                int64_t row = rows[events[e] % n_moved];                                             \
+                const REAL *x = X + row * d;                                                         \
+                double weight = events[e] < n_moved ? -weights[row] : weights[row];                  \
+                REAL largest = 0;                                                                    \
+                for (int64_t j = 0; j < d; j++) {                                                    \
+                    REAL size = x[j] < 0 ? -x[j] : x[j];                                             \
+                    largest = size > largest ? size : largest;                                       \
+                    sum[j] += weight * (double)x[j];                                                 \
+                }                                                                                    \
+                given_up[clusters[i]] |= !(largest * weights[row] <= limit);                         \
+            }                                                                                        \
+        }                                                                                            \
+    }
+MOVE_ROWS(move_rows_f32, float)
+MOVE_ROWS(move_rows_f64, double)
+
 /* Scrambled bits of a value; zeros of either sign give 0. */
 static inline uint64_t mix(double value) {
     uint64_t bits;
@@ -221,7 +248,8 @@ ADC_SCAN(adc_scan_u16, uint16_t)
 
 const skivfpq_kernels LEVELLED(kernels, LEVEL) = {
     nearest_centers_f32, nearest_centers_f64, adc_scan_u8, adc_scan_u16, cluster_sums_f32, cluster_sums_f64,
-    row_hashes_f32, row_hashes_f64, PROJECT, nearest_packed, TILE(f32), PACK_TILES(f32), order_by_label,
+    row_hashes_f32, row_hashes_f64, MULTIPLY, ORTHONORMALIZE, EMBED, nearest_packed, TILE(f32), PACK_TILES(f32), order_by_label,
     &SCAN_SHAPE, PACK_ROWS, PACK_COLUMNS, CERTIFIED_NEAREST, PACK_FINE_ROWS, PACK_FINE_COLUMNS, SET_CLOSEST,
-    CLOSER_CANDIDATES, add_rows_f32, add_rows_f64, encode, row_sq_distances, SCORE_CANDIDATES, PANEL_CENTERS,
+    CLOSER_CANDIDATES, add_rows_f32, add_rows_f64, encode, row_sq_distances, SCORE_CANDIDATES, PANEL_CENTERS, PACK_PLANE, move_rows_f32,
+    move_rows_f64,
 };

@@ -36,8 +36,11 @@ typedef struct {
                            uint64_t *out);
     void (*row_hashes_f64)(const double *X, int64_t n, int64_t d, const uint64_t *factors, int single,
                            uint64_t *out);
-    /* out = V axes. */
-    void (*project)(const float *V, int64_t n, int64_t d, const float *axes, int64_t n_axes, float *out, int64_t stride);
+    /* Described in lanes.h, and so are points of rows for the certified scan. */
+    void (*multiply)(const float *V, int64_t n, int64_t d, const float *axes, int64_t width, float *out);
+    void (*orthonormalize)(double *Q, int64_t m, int64_t d);
+    int (*embed)(const void *X, int is_f64, int64_t n, int64_t d, const float *origin, const float *axes, int64_t n_axes,
+                 int64_t width, double tail_origin, float *Y, float *bounds);
     /* Nearest centers from rows that pack_tiles transposed once, first a multiple of tile_rows(). */
     int (*nearest_packed)(const void *X, int is_f64, int64_t d, const double *centers, int64_t k, const double *origin,
                           double scale, const float *tiles, const double *lengths, int64_t first, int64_t last,
@@ -80,6 +83,16 @@ typedef struct {
     int (*score_candidates)(const skivfpq_scan *, const float *, const float *, int64_t, int64_t, int64_t, int64_t,
                             uint64_t *, double *);
     int (*panel_centers)(void);
+    int (*pack_plane)(const void *, int, int64_t, int64_t, int64_t, const skivfpq_embedding *, double, int64_t, int64_t,
+                      uint8_t *, int32_t *, float *, int8_t *, float *, float *, int32_t *);
+    /* Sums INOUT of some clusters, for rows (n_moved,) that left them or came; events (2 n_moved,) sorted by cluster:
+     * rows[e % n_moved] leaves if e < n_moved. given_up (k,) OUT: whether to add the cluster up anew. */
+    void (*move_rows_f32)(const float *X, int64_t d, const double *weights, const int32_t *rows, int64_t n_moved,
+                          const int32_t *events, const int32_t *bounds, const int64_t *clusters, int64_t n_clusters,
+                          double limit, double *sums, uint8_t *given_up);
+    void (*move_rows_f64)(const double *X, int64_t d, const double *weights, const int32_t *rows, int64_t n_moved,
+                          const int32_t *events, const int32_t *bounds, const int64_t *clusters, int64_t n_clusters,
+                          double limit, double *sums, uint8_t *given_up);
 } skivfpq_kernels;
 
 /* The table for the named instruction set, or for the best one of this CPU when name is NULL;

@@ -141,34 +141,131 @@ void CLOSER_ROWS(const float *tiles, int64_t n_tiles, int64_t d, const float *li
 
 int PANEL_CENTERS(void) { return TILE_CENTERS; }
 
-/* out = V axes, four rows and 16 axes at a time. */
+/* Rows on axes: so many rows by so many vectors of axes at a time, in registers. */
+#if defined(__AVX512F__)
+#define PROJECTED_ROWS 8
+#else
 #define PROJECTED_ROWS 4
-#define PROJECTED_AXES 16
-typedef float axes8 __attribute__((vector_size(32), aligned(4)));
+#endif
+#define AXIS_VECTORS 3
 
-void PROJECT(const float *V, int64_t n, int64_t d, const float *axes, int64_t n_axes, float *out, int64_t stride) {
-    for (int64_t i = 0; i < n; i += PROJECTED_ROWS) {
-        const float *rows[PROJECTED_ROWS];
-        int n_rows = n - i < PROJECTED_ROWS ? (int)(n - i) : PROJECTED_ROWS;
-        for (int r = 0; r < PROJECTED_ROWS; r++) rows[r] = V + (i + (r < n_rows ? r : 0)) * d;
-        int64_t h = 0;
-        for (; h + PROJECTED_AXES <= n_axes; h += PROJECTED_AXES) {
-            axes8 low0 = {0}, high0 = {0}, low1 = {0}, high1 = {0}, low2 = {0}, high2 = {0}, low3 = {0}, high3 = {0};
-            for (int64_t j = 0; j < d; j++) {
-                axes8 low = *(const axes8 *)(axes + j * n_axes + h), high = *(const axes8 *)(axes + j * n_axes + h + 8);
-                low0 += rows[0][j] * low, high0 += rows[0][j] * high;
-                low1 += rows[1][j] * low, high1 += rows[1][j] * high;
-                low2 += rows[2][j] * low, high2 += rows[2][j] * high;
-                low3 += rows[3][j] * low, high3 += rows[3][j] * high;
-            }
-            axes8 sums[PROJECTED_ROWS][2] = {{low0, high0}, {low1, high1}, {low2, high2}, {low3, high3}};
-            for (int r = 0; r < n_rows; r++) memcpy(out + (i + r) * stride + h, sums[r], sizeof sums[r]);
+typedef float axes_f32 __attribute__((vector_size(VECTOR_BYTES), aligned(4)));
+enum { AXES = VECTOR_BYTES / 4 }; /* of a vector */
+
+static inline __attribute__((always_inline)) void project_axes(
+    const float *V, int64_t d, const float *axes, int64_t width, /* IN (PROJECTED_ROWS, d), (d, width) */
+    int vectors, int n_rows, float *out) {                       /* vectors * AXES columns of (n_rows, width) OUT */
+    vector_f32 sums[PROJECTED_ROWS][AXIS_VECTORS];
+    for (int r = 0; r < PROJECTED_ROWS; r++)
+        for (int v = 0; v < vectors; v++) sums[r][v] = (vector_f32){0};
+    for (int64_t j = 0; j < d; j++)
+        for (int v = 0; v < vectors; v++) {
+            vector_f32 axis = (vector_f32)*(const axes_f32 *)(axes + j * width + v * AXES);
+            for (int r = 0; r < PROJECTED_ROWS; r++) sums[r][v] += V[r * d + j] * axis;
         }
-        for (; h < n_axes; h++)
-            for (int r = 0; r < n_rows; r++) {
-                float sum = 0;
-                for (int64_t j = 0; j < d; j++) sum += rows[r][j] * axes[j * n_axes + h];
-                out[(i + r) * stride + h] = sum;
-            }
+    for (int r = 0; r < n_rows; r++)
+        for (int v = 0; v < vectors; v++) *(axes_f32 *)(out + r * width + v * AXES) = (axes_f32)sums[r][v];
+}
+
+static void project(const float *V, int64_t d, const float *axes, int64_t width, int n_rows, float *out) {
+    int64_t h = 0;
+    for (; h + AXIS_VECTORS * AXES <= width; h += AXIS_VECTORS * AXES)
+        project_axes(V, d, axes + h, width, AXIS_VECTORS, n_rows, out + h);
+    for (; h + AXES <= width; h += AXES) project_axes(V, d, axes + h, width, 1, n_rows, out + h);
+    for (; h < width; h++)
+        for (int r = 0; r < n_rows; r++) {
+            float sum = 0;
+            for (int64_t j = 0; j < d; j++) sum += V[r * d + j] * axes[j * width + h];
+            out[r * width + h] = sum;
+        }
+}
+
+void MULTIPLY(const float *V, int64_t n, int64_t d, const float *axes, int64_t width, float *out) {
+    float last[PROJECTED_ROWS * d]; /* rows, where they do not fill the registers */
+    for (int64_t i = 0; i < n; i += PROJECTED_ROWS) {
+        int n_rows = n - i < PROJECTED_ROWS ? (int)(n - i) : PROJECTED_ROWS;
+        const float *rows = V + i * d;
+        if (n_rows < PROJECTED_ROWS) {
+            memset(last, 0, sizeof last);
+            rows = memcpy(last, rows, sizeof(float) * n_rows * d);
+        }
+        project(rows, d, axes, width, n_rows, out + i * width);
     }
+}
+
+/* Gram and Schmidt's, each row twice, for what rounding leaves the first time. */
+typedef double doubles4 __attribute__((vector_size(32), aligned(8)));
+
+static double dot(const double *a, const double *b, int64_t n) {
+    doubles4 sums0 = {0}, sums1 = {0};
+    double sum = 0;
+    int64_t j = 0;
+    for (; j + 8 <= n; j += 8) {
+        sums0 += *(const doubles4 *)(a + j) * *(const doubles4 *)(b + j);
+        sums1 += *(const doubles4 *)(a + j + 4) * *(const doubles4 *)(b + j + 4);
+    }
+    for (; j < n; j++) sum += a[j] * b[j];
+    for (int l = 0; l < 4; l++) sum += sums0[l] + sums1[l];
+    return sum;
+}
+
+void ORTHONORMALIZE(double *Q, int64_t m, int64_t d) {
+    for (int64_t i = 0; i < m; i++) {
+        double *q = Q + i * d, before = sqrt(dot(q, q, d));
+        for (int twice = 0; twice < 2; twice++)
+            for (int64_t k = 0; k < i; k++) {
+                const double *other = Q + k * d;
+                double share = dot(q, other, d);
+                for (int64_t j = 0; j < d; j++) q[j] -= share * other[j];
+            }
+        double length = sqrt(dot(q, q, d)), inverse = length > 1e-8 * before ? 1 / length : 0;
+        for (int64_t j = 0; j < d; j++) q[j] *= inverse;
+    }
+}
+
+static double float_length(const float *v, int64_t n) {
+    axes_f32 squares = {0};
+    double sum = 0;
+    int64_t j = 0;
+    for (; j + AXES <= n; j += AXES) squares += *(const axes_f32 *)(v + j) * *(const axes_f32 *)(v + j);
+    for (; j < n; j++) sum += v[j] * v[j];
+    for (int l = 0; l < AXES; l++) sum += squares[l];
+    return sqrt(sum);
+}
+
+/* The tails of a row of this length, and a bound of what float32 does to its point: to a product of d terms, and by
+ * that to the tail's square. */
+static void set_tails(float *y, int64_t n_axes, int64_t width, double tail_origin, double length, int64_t d,
+                      float *bound) {
+    const double unit = (d + 8) * (double)(FLT_EPSILON / 2);
+    double head = float_length(y, n_axes), projection = unit * sqrt((double)n_axes);
+    double tail = length > head ? sqrt(length * length - head * head) : 0;
+    double square = 2 * projection + 4 * unit, share = length > 0 ? tail / length : 0;
+    for (int64_t h = n_axes; h < width; h++) y[h] = (float)((tail - tail_origin) / sqrt((double)(width - n_axes)));
+    *bound = (float)(projection * length + square * length / fmax(share, sqrt(square)));
+}
+
+int EMBED(const void *X, int is_f64, int64_t n, int64_t d, const float *origin, const float *axes, int64_t n_axes,
+          int64_t width, double tail_origin, float *Y, float *bounds) {
+    float *scratch = axes ? calloc(PROJECTED_ROWS * d, sizeof(float)) : NULL;
+    if (axes && !scratch) return -1;
+    for (int64_t i = 0; i < n; i += PROJECTED_ROWS) {
+        int n_rows = n - i < PROJECTED_ROWS ? (int)(n - i) : PROJECTED_ROWS;
+        float *shifted = axes ? scratch : Y + i * d; /* (n_rows, d) */
+        double lengths[PROJECTED_ROWS];
+        for (int r = 0; r < n_rows; r++) {
+            const float *x32 = (const float *)X + (i + r) * d;
+            const double *x64 = (const double *)X + (i + r) * d;
+            if (is_f64) for (int64_t j = 0; j < d; j++) shifted[r * d + j] = (float)(x64[j] - (double)origin[j]);
+            else for (int64_t j = 0; j < d; j++) shifted[r * d + j] = x32[j] - origin[j];
+            lengths[r] = float_length(shifted + r * d, d);
+            bounds[i + r] = (float)(lengths[r] * 4 * (FLT_EPSILON / 2));
+        }
+        if (!axes) continue;
+        project(shifted, d, axes, width, n_rows, Y + i * width);
+        for (int r = 0; r < n_rows; r++)
+            set_tails(Y + (i + r) * width, n_axes, width, tail_origin, lengths[r], d, bounds + i + r);
+    }
+    free(scratch);
+    return 0;
 }

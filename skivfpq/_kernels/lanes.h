@@ -52,10 +52,20 @@ void CLOSER_ROWS(const float *tiles, int64_t n_tiles, int64_t d, const float *li
                  const float *panels, const float *starts, int64_t n_panels,                                /* IN */
                  uint64_t *hits, double *gains);                                                            /* OUT */
 
-/* Rows on axes. */
-#define PROJECT LEVELLED(project, LEVEL)
-void PROJECT(const float *V, int64_t n, int64_t d,      /* IN (n, d) */
-             const float *axes, int64_t n_axes,         /* IN (d, n_axes) */
-             float *out, int64_t stride);               /* OUT (n, n_axes), stride floats from row to row */
+/* out = V axes. */
+#define MULTIPLY LEVELLED(multiply, LEVEL)
+void MULTIPLY(const float *V, int64_t n, int64_t d, const float *axes, int64_t width, /* IN (n, d), (d, width) */
+              float *out);                                                            /* OUT (n, width) */
+
+/* Rows (m, d) INOUT made orthonormal, in their order; zeros where those before leave nothing. */
+#define ORTHONORMALIZE LEVELLED(orthonormalize, LEVEL)
+void ORTHONORMALIZE(double *Q, int64_t m, int64_t d);
+
+/* Points y of rows: x - origin, or its products with axes and, in the columns that these leave, the length of what
+ * they leave less tail_origin, evenly; with bounds of |Y - y|. 0, or -1 without memory. */
+#define EMBED LEVELLED(embed, LEVEL)
+int EMBED(const void *X, int is_f64, int64_t n, int64_t d,                          /* IN (n, d) */
+          const float *origin, const float *axes, int64_t n_axes, int64_t width,    /* IN (d,), (d, width) or NULL */
+          double tail_origin, float *Y, float *bounds);                             /* OUT (n, width), (n,) */
 
 #endif

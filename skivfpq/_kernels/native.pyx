@@ -24,6 +24,12 @@ cdef extern from "scan.h":
         const double *scales
         const double *errors
         const double *sq_lengths
+    ctypedef struct skivfpq_embedding:
+        const float *origin
+        const float *axes
+        int64_t n_axes
+        int64_t width
+        double tail_origin
     ctypedef struct skivfpq_lane_rows:
         const float *tiles
         const double *lengths
@@ -47,6 +53,7 @@ cdef extern from "scan.h":
         double column_scale
         double column_error
         const double *drifts
+        const double *moved
         const int32_t *ids
         int64_t n_columns
         const double *far_lengths
@@ -68,7 +75,10 @@ cdef extern from "kernels.h":
                                  const int64_t *, int64_t, double *, double *) noexcept nogil
         void (*row_hashes_f32)(const float *, int64_t, int64_t, const uint64_t *, int, uint64_t *) noexcept nogil
         void (*row_hashes_f64)(const double *, int64_t, int64_t, const uint64_t *, int, uint64_t *) noexcept nogil
-        void (*project)(const float *, int64_t, int64_t, const float *, int64_t, float *, int64_t) noexcept nogil
+        void (*multiply)(const float *, int64_t, int64_t, const float *, int64_t, float *) noexcept nogil
+        void (*orthonormalize)(double *, int64_t, int64_t) noexcept nogil
+        int (*embed)(const void *, int, int64_t, int64_t, const float *, const float *, int64_t, int64_t, double,
+                     float *, float *) noexcept nogil
         int (*nearest_packed)(const void *, int, int64_t, const double *, int64_t, const double *, double,
                               const float *, const double *, int64_t, int64_t, int32_t *) noexcept nogil
         int64_t (*tile_rows)() noexcept nogil
@@ -94,6 +104,9 @@ cdef extern from "kernels.h":
         int (*score_candidates)(const skivfpq_scan *, const float *, const float *, int64_t, int64_t, int64_t,
                                 int64_t, uint64_t *, double *) noexcept nogil
         int (*panel_centers)() noexcept nogil
+        int (*pack_plane)(const void *, int, int64_t, int64_t, int64_t, const skivfpq_embedding *, double, int64_t,
+                          int64_t, uint8_t *, int32_t *, float *, int8_t *, float *, float *,
+                          int32_t *) noexcept nogil
         void (*add_rows_f32)(const float *, int64_t, int64_t, const double *, const int32_t *, int64_t,
                              int64_t, int64_t, double *, double *) noexcept nogil
         void (*add_rows_f64)(const double *, int64_t, int64_t, const double *, const int32_t *, int64_t,
@@ -102,6 +115,10 @@ cdef extern from "kernels.h":
                       const int64_t *, int, void *) noexcept nogil
         void (*row_sq_distances)(const void *, int, int64_t, int64_t, const double *, const int32_t *,
                                  double *) noexcept nogil
+        void (*move_rows_f32)(const float *, int64_t, const double *, const int32_t *, int64_t, const int32_t *,
+                              const int32_t *, const int64_t *, int64_t, double, double *, uint8_t *) noexcept nogil
+        void (*move_rows_f64)(const double *, int64_t, const double *, const int32_t *, int64_t, const int32_t *,
+                              const int32_t *, const int64_t *, int64_t, double, double *, uint8_t *) noexcept nogil
     const skivfpq_kernels *skivfpq_pick(const char *name)
     const char *skivfpq_runnable(int i)
     const char *skivfpq_emulated(int i)
@@ -229,6 +246,33 @@ def add_rows(
         else:
             kernels.add_rows_f64(&X[0, 0], n, X.shape[1], &weights[0], &labels[0], sums.shape[0],
                                  first_column, last_column, &sums[0, 0], &counts[0])
+
+
+def move_rows(
+    const floating[:, ::1] X,        # IN (n_samples, n_features)
+    const double[::1] weights,       # IN (n_samples,)
+    const int32_t[::1] rows,         # IN (n_moved,)
+    const int32_t[::1] events,       # IN (2 n_moved,) by cluster: rows[e % n_moved] leaves it if e < n_moved, else comes
+    const int32_t[::1] bounds,       # IN (n_clusters + 1,) where each cluster starts
+    const int64_t[::1] clusters,     # IN which clusters
+    double limit,                    # IN of a weighted row's values
+    double[:, ::1] sums,             # INOUT (n_clusters, n_features)
+    uint8_t[::1] given_up,           # OUT (n_clusters,) those with a row beyond the limit, to be added up anew
+):
+    """Weighted sums of some clusters, after some rows have moved."""
+    cdef int64_t n_moved = rows.shape[0]
+    if (weights.shape[0] != X.shape[0] or sums.shape[1] != X.shape[1] or bounds.shape[0] != sums.shape[0] + 1
+            or events.shape[0] != 2 * n_moved or given_up.shape[0] != sums.shape[0]):
+        raise ValueError("move_rows: shapes of X, weights, rows, events, bounds and sums do not fit together.")
+    if clusters.shape[0] == 0 or n_moved == 0:
+        return
+    with nogil:
+        if floating is float:
+            kernels.move_rows_f32(&X[0, 0], X.shape[1], &weights[0], &rows[0], n_moved, &events[0], &bounds[0],
+                                  &clusters[0], clusters.shape[0], limit, &sums[0, 0], &given_up[0])
+        else:
+            kernels.move_rows_f64(&X[0, 0], X.shape[1], &weights[0], &rows[0], n_moved, &events[0], &bounds[0],
+                                  &clusters[0], clusters.shape[0], limit, &sums[0, 0], &given_up[0])
 
 
 def row_hashes(
@@ -362,20 +406,96 @@ def adc_scan(
                                  queries.shape[0], &codes[0, 0], codes.shape[0], &out[0, 0])
 
 
-def project(
+def multiply(
     const float[:, ::1] V,          # IN (n_rows, n_features)
-    const float[:, ::1] axes,       # IN (n_features, n_axes)
-    float[:, :] out,                # OUT (n_rows, n_axes), rows may be apart
+    const float[:, ::1] axes,       # IN (n_features, width)
+    float[:, ::1] out,              # OUT (n_rows, width)
 ):
-    """out = V axes in float32."""
-    if (axes.shape[0] != V.shape[1] or out.shape[0] != V.shape[0] or out.shape[1] != axes.shape[1]
-            or out.strides[1] != 4):
-        raise ValueError("project: shapes of V, axes and out do not fit together.")
-    if V.shape[0] == 0 or axes.shape[1] == 0:
+    """out = V axes in float32: no thread of a BLAS is woken, which would go on to spin for a while."""
+    if axes.shape[0] != V.shape[1] or out.shape[0] != V.shape[0] or out.shape[1] != axes.shape[1]:
+        raise ValueError("multiply: shapes of V, axes and out do not fit together.")
+    if V.shape[0] == 0 or axes.shape[0] == 0 or axes.shape[1] == 0:
         return
     with nogil:
-        kernels.project(&V[0, 0], V.shape[0], V.shape[1], &axes[0, 0], axes.shape[1], &out[0, 0],
-                        out.strides[0] // 4)
+        kernels.multiply(&V[0, 0], V.shape[0], V.shape[1], &axes[0, 0], axes.shape[1], &out[0, 0])
+
+
+def orthonormalize(
+    double[:, ::1] Q,               # INOUT (n_rows, n_features)
+):
+    """Make rows orthonormal, in their order; zeros where the rows before leave nothing."""
+    if Q.shape[0] == 0 or Q.shape[1] == 0:
+        return
+    with nogil:
+        kernels.orthonormalize(&Q[0, 0], Q.shape[0], Q.shape[1])
+
+
+cdef skivfpq_embedding embedding_of(embedding, int64_t n_features) except *:
+    """An embedding of planes.py; the arrays behind its pointers are kept alive by it."""
+    cdef skivfpq_embedding e
+    cdef const float[::1] origin = embedding.origin
+    cdef const float[:, ::1] axes
+    e.origin, e.axes, e.n_axes, e.width, e.tail_origin = &origin[0], NULL, 0, n_features, embedding.tail_origin
+    if embedding.axes32 is not None:
+        axes, e.n_axes = embedding.axes32, embedding.axes.shape[1]
+        e.axes, e.width = &axes[0, 0], axes.shape[1]
+        if axes.shape[0] != n_features or not 0 < e.n_axes < e.width:
+            raise ValueError("embedding: shapes of X and axes do not fit together.")
+    if origin.shape[0] != n_features:
+        raise ValueError("embedding: shapes of X and origin do not fit together.")
+    return e
+
+
+def embed(
+    const floating[:, ::1] X,       # IN (n_rows, n_features)
+    embedding,                      # IN planes.Embedding
+    float[:, ::1] Y,                # OUT (n_rows, width)
+    float[::1] bounds,              # OUT (n_rows,) of |Y - y|
+):
+    """Points y of rows in float32."""
+    cdef int64_t n = X.shape[0]
+    cdef int status
+    cdef skivfpq_embedding e = embedding_of(embedding, X.shape[1])
+    if Y.shape[0] != n or Y.shape[1] != e.width or bounds.shape[0] != n:
+        raise ValueError("embed: shapes of X, Y and bounds do not fit together.")
+    if n == 0:
+        return
+    with nogil:
+        status = kernels.embed(&X[0, 0], floating is double, n, X.shape[1], e.origin, e.axes, e.n_axes, e.width,
+                               e.tail_origin, &Y[0, 0], &bounds[0])
+    if status != 0:
+        raise MemoryError("embed: no memory for its scratch array.")
+
+
+def pack_plane(
+    const floating[:, ::1] X,       # IN (n_rows, n_features)
+    plane,                          # OUT planes.Plane, some rows of its arrays
+    int64_t first_row,              # a multiple of its lanes
+    int64_t last_row,
+    bint with_fine,                 # IN whether the fine points are wanted
+):
+    """embed, pack_rows and pack_fine_rows, in one pass over some rows."""
+    cdef int64_t n = X.shape[0]
+    cdef int status
+    cdef skivfpq_embedding e = embedding_of(plane.embedding, X.shape[1])
+    cdef uint8_t[:, :, :, ::1] codes = plane.codes
+    cdef int32_t[::1] sq_norms = plane.sq_norms, fine_sq_norms
+    cdef float[::1] errors = plane.errors, fine_scales, fine_errors
+    cdef int8_t[:, ::1] fine_codes
+    cdef double scale = plane.scale
+    fine_codes, fine_scales, fine_errors, fine_sq_norms = plane.fine
+    if (not 0 <= first_row < last_row <= n or first_row % codes.shape[2] or codes.shape[0] * codes.shape[2] < n
+            or codes.shape[3] != 4 or 4 * codes.shape[1] < e.width or sq_norms.shape[0] != n or errors.shape[0] != n
+            or fine_codes.shape[0] != n or fine_codes.shape[1] != X.shape[1] or fine_scales.shape[0] != n
+            or fine_errors.shape[0] != n or fine_sq_norms.shape[0] != n):
+        raise ValueError("pack_plane: shapes of X and plane do not fit together.")
+    with nogil:
+        status = kernels.pack_plane(
+            &X[0, 0], floating is double, X.shape[1], first_row, last_row, &e, scale, codes.shape[1], codes.shape[2],
+            &codes[0, 0, 0, 0], &sq_norms[0], &errors[0], &fine_codes[0, 0] if with_fine else NULL, &fine_scales[0],
+            &fine_errors[0], &fine_sq_norms[0])
+    if status != 0:
+        raise MemoryError("pack_plane: no memory for its scratch arrays.")
 
 
 def scan_shape():
@@ -510,7 +630,7 @@ cdef skivfpq_scan scan_of(const floating[:, ::1] X, plane, panels) except *:
     cdef const int8_t[:, ::1] codes
     cdef const int16_t[:, ::1] fine_codes
     cdef const int32_t[::1] starts, ids
-    cdef const double[::1] far_lengths, drifts, fine_scales, fine_errors, fine_sq_lengths
+    cdef const double[::1] far_lengths, drifts, moved, fine_scales, fine_errors, fine_sq_lengths
     if centers.shape[1] != X.shape[1]:
         raise ValueError("scan: shapes of X and centers do not fit together.")
     scan.centers = &centers[0, 0]
@@ -534,10 +654,10 @@ cdef skivfpq_scan scan_of(const floating[:, ::1] X, plane, panels) except *:
     scan.ids = &ids[0]
     scan.far_lengths = &far_lengths[0] if scan.n_far else NULL
     if panels.drifts is not None:
-        drifts = panels.drifts
-        if drifts.shape[0] != scan.n_columns:
-            raise ValueError("scan: one drift for each column is needed.")
-        scan.drifts = &drifts[0]
+        drifts, moved = panels.drifts, panels.moved
+        if drifts.shape[0] != scan.n_columns or moved.shape[0] != centers.shape[0]:
+            raise ValueError("scan: one drift for each column and each center is needed.")
+        scan.drifts, scan.moved = &drifts[0], &moved[0]
     return scan
 
 
@@ -548,15 +668,15 @@ def certified_nearest(
     int64_t first_row,
     int64_t last_row,
     double margin,                    # IN other centers within the nearest's distance plus this are found
-    int32_t[::1] labels,              # INOUT (n_samples,) any center of each row, then its nearest
-    double[::1] sq_distances,         # OUT (n_samples,)
+    int32_t[::1] labels,              # INOUT (n_samples,) any center of each row, or -1, then its nearest
+    double[::1] upper,                # INOUT (n_samples,) that center is no farther than this
     double[::1] lower,                # INOUT (n_samples,) no other center is nearer than this
 ):
     """Nearest center of the rows first_row to last_row, lowest index on ties; returns the rows left undone."""
     if not 0 <= first_row < last_row <= X.shape[0]:
         raise ValueError("certified_nearest: rows must lie in X.")
-    if labels.shape[0] != X.shape[0] or sq_distances.shape[0] != X.shape[0] or lower.shape[0] != X.shape[0]:
-        raise ValueError("certified_nearest: shapes of X, labels, sq_distances and lower do not fit together.")
+    if labels.shape[0] != X.shape[0] or upper.shape[0] != X.shape[0] or lower.shape[0] != X.shape[0]:
+        raise ValueError("certified_nearest: shapes of X, labels, upper and lower do not fit together.")
     unserved = np.empty(last_row - first_row, dtype=np.int64)
     cdef int64_t[::1] left = unserved
     cdef int64_t n_left
@@ -564,8 +684,8 @@ def certified_nearest(
     if plane.codes.shape[2] != 1 or scan.drifts == NULL:
         raise ValueError("certified_nearest: the plane must have one lane, the panels drifts.")
     with nogil:
-        n_left = kernels.certified_nearest(&scan, first_row, last_row, margin, &labels[0], &sq_distances[0],
-                                           &lower[0], &left[0])
+        n_left = kernels.certified_nearest(&scan, first_row, last_row, margin, &labels[0], &upper[0], &lower[0],
+                                           &left[0])
     if n_left < 0:
         raise MemoryError("certified_nearest: no memory for its scratch arrays.")
     return unserved[:n_left]

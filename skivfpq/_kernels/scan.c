@@ -7,7 +7,7 @@
  *
  *     <q, p> - s_c |p|^2 / (2 s_x)  >=  (s_x^2 |q|^2 - (u + E_x + E_c)^2) / (2 s_x s_c).
  *
- * score_block computes the left side for 16 rows and some columns, u is the exact distance to the
+ * score_block computes the left side for 16 rows and some columns, u is at least the distance to the
  * center that a row had before. What survives is looked at twice more: first by all features, the
  * rows as int8 with a scale each, the centers as int16; then by float64 differences, which decide,
  * lowest index on ties. Rows that the planes do not serve are left to the lane kernel. */
@@ -22,6 +22,8 @@
 
 #define SUPERBLOCK 8      /* blocks that share a chunk of panels while it is in the cache */
 #define CHUNK_BYTES 16384
+#define GUESS_STRIDE 16   /* rows without a label start from the best of every so many panels */
+#define EXACT_PAYS 0.75  /* of the panels, below which an exact distance may bring them: its time is that of a few */
 #define LIST 32         /* survivors that a row can keep before they must be evaluated */
 #define ROUNDING 1e-9   /* more than float64 sums of 1e6 squares are off by, relatively */
 
@@ -130,18 +132,37 @@ void PACK_FINE_ROWS(const void *X, int is_f64, int64_t n, int64_t d, const float
 }
 
 /* Fine points of columns: int16 up to limit, so that no product overflows 32 bits. Squares of what is
- * left may underflow; 1e-160 is more than that. */
+ * left may underflow; 1e-160 is more than that. Levels not within the limit, where the inverse overflows, become 0. */
+typedef int64_t longs4 __attribute__((vector_size(32), aligned(8)));
+typedef int16_t shorts4 __attribute__((vector_size(8), aligned(2)));
+#define TO_INTEGER64 6755399441055744.0 /* 1.5 * 2^52 */
+
 void PACK_FINE_COLUMNS(const double *centers, int64_t k, int64_t d, const float *origin, int32_t limit,
                        int16_t *codes, double *scales, double *errors, double *sq_lengths) {
     for (int64_t i = 0; i < k; i++) {
         const double *c = centers + i * d;
         double largest = 0, sq_error = 0, sq_norm = 0;
-        for (int64_t j = 0; j < d; j++) largest = fmax(largest, fabs(c[j] - origin[j]));
+        for (int64_t j = 0; j < d; j++) {
+            double size = fabs(c[j] - origin[j]);
+            largest = size > largest ? size : largest;
+        }
         scales[i] = largest / limit;
         double inverse = scales[i] > 0 ? 1 / scales[i] : 0;
-        for (int64_t j = 0; j < d; j++) {
+        terms4 sq_errors = {0}, sq_norms = {0};
+        int64_t j = 0;
+        for (; j + 4 <= d; j += 4) {
+            terms4 value = *(const terms4 *)(c + j) - __builtin_convertvector(*(const f32x4 *)(origin + j), terms4);
+            terms4 level = value * inverse + TO_INTEGER64 - TO_INTEGER64;
+            longs4 within = (level <= (double)limit) & (level >= (double)-limit);
+            level = (terms4)((longs4)level & within);
+            terms4 rest = value - level * scales[i];
+            sq_errors += rest * rest, sq_norms += level * level;
+            *(shorts4 *)(codes + i * d + j) = __builtin_convertvector(level, shorts4);
+        }
+        for (int l = 0; l < 4; l++) sq_error += sq_errors[l], sq_norm += sq_norms[l];
+        for (; j < d; j++) {
             double value = c[j] - origin[j], level = rint(value * inverse);
-            level = fabs(level) <= limit ? level : 0; /* not where the inverse overflows */
+            level = fabs(level) <= limit ? level : 0;
             double rest = value - scales[i] * level;
             codes[i * d + j] = (int16_t)level;
             sq_error += rest * rest, sq_norm += level * level;
@@ -151,6 +172,27 @@ void PACK_FINE_COLUMNS(const double *centers, int64_t k, int64_t d, const float 
     }
 }
 
+#define PACKED_ROWS 64 /* that stay in the first cache between the steps */
+
+int PACK_PLANE(const void *X, int is_f64, int64_t d, int64_t first, int64_t last, const skivfpq_embedding *e,
+               double scale, int64_t units, int64_t lanes, uint8_t *codes, int32_t *sq_norms, float *errors,
+               int8_t *fine_codes, float *fine_scales, float *fine_errors, int32_t *fine_sq_norms) {
+    float *Y = malloc(sizeof(float) * PACKED_ROWS * e->width), bounds[PACKED_ROWS];
+    int status = Y ? 0 : -1;
+    for (int64_t i = first; i < last && status == 0; i += PACKED_ROWS) {
+        int64_t n = last - i < PACKED_ROWS ? last - i : PACKED_ROWS;
+        const char *rows = (const char *)X + i * d * (is_f64 ? sizeof(double) : sizeof(float));
+        status = EMBED(rows, is_f64, n, d, e->origin, e->axes, e->n_axes, e->width, e->tail_origin, Y, bounds);
+        if (status) break;
+        PACK_ROWS(Y, n, e->width, scale, bounds, units, lanes, codes + i * units * 4, sq_norms + i, errors + i);
+        if (fine_codes)
+            PACK_FINE_ROWS(rows, is_f64, n, d, e->origin, fine_codes + i * d, fine_scales + i, fine_errors + i,
+                           fine_sq_norms + i);
+    }
+    free(Y);
+    return status;
+}
+
 typedef struct {
     int32_t column, score; /* score: out + threshold, of the time when it was found */
 } survivor;
@@ -158,7 +200,9 @@ typedef struct {
 /* What is known of the 16 rows of a block. */
 typedef struct {
     int64_t rows[BLOCK];     /* -1: none */
-    double distances[BLOCK]; /* exact, squared, to the label so far */
+    double upper[BLOCK];     /* the center of the label so far is no farther than this */
+    double low[BLOCK];       /* and no nearer than this */
+    double exact[BLOCK];     /* its squared distance; -1 until it is needed */
     double second[BLOCK];    /* no other center that was evaluated is nearer than this */
     int32_t labels[BLOCK], n_survivors[BLOCK];
     int32_t thresholds[BLOCK], caps[BLOCK];
@@ -188,22 +232,58 @@ typedef struct {
 /* <q, p> of int8 and int16. */
 static inline int32_t product(const int8_t *q, const int16_t *p, int64_t d) {
     int32_t sum = 0;
-    for (int64_t j = 0; j < d; j++) sum += (int32_t)(int16_t)q[j] * p[j];
+    int64_t j = 0;
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
+    __m512i sums = _mm512_setzero_si512(), others = sums;
+    for (; j + 64 <= d; j += 64) {
+        __m512i low = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const void *)(q + j)));
+        __m512i high = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const void *)(q + j + 32)));
+        /* asm: GCC copies the sums around the intrinsic. */
+        asm("vpdpwssd %2, %1, %0" : "+v"(sums) : "v"(low), "m"(*(const __m512i_u *)(p + j)));
+        asm("vpdpwssd %2, %1, %0" : "+v"(others) : "v"(high), "m"(*(const __m512i_u *)(p + j + 32)));
+    }
+    sum = _mm512_reduce_add_epi32(_mm512_add_epi32(sums, others));
+#endif
+    for (; j < d; j++) sum += (int32_t)(int16_t)q[j] * p[j];
     return sum;
 }
 
-/* A lower bound of |x - c|: the distance of their fine points, less both errors. */
-static inline double fine_distance(const skivfpq_scan *s, int64_t row, int64_t label) {
+/* Between what |x - c| lies: the distance of their fine points, less and more both errors. */
+typedef struct {
+    double low, high;
+} interval;
+
+static inline interval fine_distance(const skivfpq_scan *s, int64_t row, int64_t label) {
     const skivfpq_fine_rows *x = &s->fine_rows;
     const skivfpq_fine_columns *c = &s->fine_columns;
     int32_t dot = product(x->codes + row * s->n_features, c->codes + label * s->n_features, s->n_features);
     double sq_norms = (double)x->scales[row] * x->scales[row] * x->sq_norms[row] + c->sq_lengths[label];
-    double sq_gap = sq_norms * (1 - 1e-12) - 2 * (double)x->scales[row] * c->scales[label] * dot;
-    return (sq_gap > 0 ? sqrt(sq_gap) * (1 - ROUNDING) : 0) - x->errors[row] - c->errors[label];
+    double sq_gap = sq_norms - 2 * (double)x->scales[row] * c->scales[label] * dot, slack = 1e-12 * sq_norms;
+    double error = (double)x->errors[row] + c->errors[label];
+    return (interval){(sq_gap > slack ? sqrt(sq_gap - slack) * (1 - ROUNDING) : 0) - error,
+                      sqrt((sq_gap > 0 ? sq_gap : 0) + slack) * (1 + ROUNDING) + error};
+}
+
+static inline double exact_sq_distance(const skivfpq_scan *s, int64_t row, int64_t label) {
+    return sq_distance(s->X, s->is_f64, row, s->centers + label * s->n_features, s->n_features);
+}
+
+/* The same from the squared distance. */
+static inline interval exact_distance(double sq_distance) {
+    return (interval){sqrt(sq_distance) * (1 - ROUNDING), sqrt(sq_distance) * (1 + ROUNDING)};
 }
 
 static inline void prefetch(const void *memory, int64_t size) {
     for (int64_t byte = 0; byte < size; byte += 64) __builtin_prefetch((const char *)memory + byte);
+}
+
+/* The label of a row, its squared distance or -1, what that lies between, and the threshold that follows; where it does
+ * not fit the old one serves. */
+static void set_label(workspace *w, block_state *b, int r, int64_t label, double exact, interval distance) {
+    b->labels[r] = (int32_t)label, b->exact[r] = exact, b->low[r] = distance.low;
+    if (!(distance.high < b->upper[r])) return;
+    b->upper[r] = distance.high;
+    set_threshold(w->s, b->rows[r], b->upper[r] + w->margin, b->thresholds + r, b->caps + r);
 }
 
 /* Evaluates the survivors of a row, best score first, as long as they can matter. */
@@ -223,19 +303,21 @@ static void evaluate(workspace *w, block_state *b, int r) {
         int64_t label = s->ids[candidate.column];
         if (label == b->labels[r]) continue;
         w->budget--;
-        double u = sqrt(b->distances[r]), distance = fine_distance(s, row, label);
-        if (!(distance > u * (1 + ROUNDING))) {
-            double exact = sq_distance(s->X, s->is_f64, row, s->centers + label * d, d);
-            w->budget -= 2;
-            distance = sqrt(exact) * (1 - ROUNDING);
-            if (exact < b->distances[r] || (exact == b->distances[r] && label < b->labels[r])) {
-                distance = u * (1 - ROUNDING);
-                b->distances[r] = exact, b->labels[r] = (int32_t)label;
-                /* Tighter; where it does not fit the old one serves. */
-                set_threshold(s, row, sqrt(exact) + w->margin, b->thresholds + r, b->caps + r);
-            }
+        interval distance = fine_distance(s, row, label);
+        double farther = distance.low; /* of the two centers, at least */
+        if (distance.high < b->low[r]) {
+            farther = b->low[r];
+            set_label(w, b, r, label, -1, distance);
+        } else if (!(distance.low > b->upper[r])) {
+            double exact = exact_sq_distance(s, row, label), before = b->exact[r];
+            if (before < 0) before = exact_sq_distance(s, row, b->labels[r]);
+            w->budget -= 3;
+            int nearer = exact < before || (exact == before && label < b->labels[r]);
+            farther = exact_distance(nearer ? before : exact).low;
+            if (nearer) set_label(w, b, r, label, exact, exact_distance(exact));
+            else set_label(w, b, r, b->labels[r], before, exact_distance(before));
         }
-        b->second[r] = fmin(b->second[r], distance);
+        b->second[r] = farther < b->second[r] ? farther : b->second[r];
     }
     b->n_survivors[r] = 0;
 }
@@ -245,29 +327,64 @@ static void add_survivor(workspace *w, block_state *b, int r, int32_t column, in
     b->survivors[r][b->n_survivors[r]++] = (survivor){column, score};
 }
 
+/* How many columns of a panel are in use. */
+static inline int columns_of(const skivfpq_scan *s, int64_t panel) {
+    return s->n_columns - panel * COLUMNS < COLUMNS ? (int)(s->n_columns - panel * COLUMNS) : COLUMNS;
+}
+
+/* Gives the rows of a block that have no label one of some near center: the best score of every so many panels.
+ * Thresholds let all scores pass; those that wrap may be taken for better ones. */
+static void guess_labels(const skivfpq_scan *s, block_state *b) {
+    int32_t out[COLUMNS][BLOCK] __attribute__((aligned(64)));
+    int32_t thresholds[BLOCK], caps[BLOCK], best[BLOCK], columns[BLOCK];
+    uint32_t hits[COLUMNS];
+    for (int r = 0; r < BLOCK; r++) {
+        double sq_norm = b->rows[r] < 0 ? 0 : s->sq_norms[b->rows[r]];
+        thresholds[r] = WRAPS ? (int32_t)(s->row_scale * sq_norm / (2 * s->column_scale)) - 65000 : -1000000000;
+        caps[r] = 65000, best[r] = INT32_MIN, columns[r] = 0;
+    }
+    for (int64_t p = 0; p * COLUMNS < s->n_columns; p += GUESS_STRIDE) {
+        int n_columns = columns_of(s, p);
+        if (!score_block(b->codes, s->panels + p * s->units * COLUMNS * 4, s->starts + p * COLUMNS, s->units, n_columns,
+                         thresholds, caps, out, hits))
+            continue;
+        for (int c = 0; c < n_columns; c++)
+            for (int r = 0; r < BLOCK; r++)
+                if (hits[c] >> r & 1 && out[c][r] > best[r])
+                    best[r] = out[c][r], columns[r] = (int32_t)(p * COLUMNS + c);
+    }
+    for (int r = 0; r < BLOCK; r++)
+        if (b->rows[r] >= 0 && b->labels[r] < 0) {
+            b->labels[r] = s->ids[columns[r]];
+            interval distance = fine_distance(s, b->rows[r], b->labels[r]);
+            if (!(distance.high < INFINITY)) distance = exact_distance(exact_sq_distance(s, b->rows[r], b->labels[r]));
+            b->upper[r] = distance.high, b->low[r] = distance.low;
+        }
+}
+
 /* Takes up to 16 rows into a block. */
 static void start_block(workspace *w, block_state *b, const int32_t *rows, int64_t n_rows, const int32_t *labels,
-                        const double *sq_distances) {
+                        const double *upper, const float *lows) {
     const skivfpq_scan *s = w->s;
+    int unlabelled = 0;
     for (int r = 0; r < BLOCK; r++) {
         const int32_t *code = (const int32_t *)(s->codes + rows[r < n_rows ? r : 0] * s->units * 4);
         for (int64_t u = 0; u < s->units; u++) ((int32_t *)b->codes)[u * BLOCK + r] = code[u];
         b->n_survivors[r] = 0, b->thresholds[r] = INT32_MAX / 2, b->caps[r] = -1, b->rows[r] = -1;
         if (r >= n_rows) continue;
-        int64_t row = b->rows[r] = rows[r];
-        b->distances[r] = sq_distances[row], b->second[r] = INFINITY, b->labels[r] = labels[row];
-        double u = sqrt(b->distances[r]) + w->margin;
-        if (!set_threshold(s, row, u, b->thresholds + r, b->caps + r)) b->labels[r] = -1; /* not served */
-        double length = s->row_scale * sqrt(s->sq_norms[row]) + s->errors[row]; /* of y, at most */
+        b->rows[r] = rows[r], b->labels[r] = labels[rows[r]], b->upper[r] = upper[rows[r]];
+        b->exact[r] = -1, b->low[r] = lows[rows[r]], b->second[r] = INFINITY;
+        unlabelled |= b->labels[r] < 0;
+    }
+    if (unlabelled) guess_labels(s, b);
+    for (int r = 0; r < n_rows && r < BLOCK; r++) {
+        double u = b->upper[r] + w->margin;
+        if (!set_threshold(s, b->rows[r], u, b->thresholds + r, b->caps + r)) b->labels[r] = -1; /* not served */
+        double length = s->row_scale * sqrt(s->sq_norms[b->rows[r]]) + s->errors[b->rows[r]]; /* of y, at most */
         for (int64_t f = 0; f < s->n_far && b->labels[r] >= 0; f++)
             if (s->far_lengths[f] - length <= u * (1 + ROUNDING))
                 add_survivor(w, b, r, (int32_t)(s->n_columns + f), INT32_MAX);
     }
-}
-
-/* How many columns of a panel are in use. */
-static inline int columns_of(const skivfpq_scan *s, int64_t panel) {
-    return s->n_columns - panel * COLUMNS < COLUMNS ? (int)(s->n_columns - panel * COLUMNS) : COLUMNS;
 }
 
 /* Scores a block against the panels first..last and notes what survives. */
@@ -302,23 +419,37 @@ static void scan_superblock(workspace *w, int n_blocks, int64_t n_panels) {
 /* How many panels hold the centers that may have come within the distance u of a row: all other centers
  * were at least lower away, and those behind the first j have since moved by drifts[j] at most. */
 static int64_t panels_needed(const skivfpq_scan *s, double u, double lower) {
-    int64_t low = 0, high = s->n_columns; /* the first column whose drift is less than the gap */
-    while (low < high) {
-        int64_t middle = (low + high) / 2;
-        if (s->drifts[middle] < (lower - u) * (1 - ROUNDING) - ROUNDING * u)
-            high = middle;
-        else
-            low = middle + 1;
+    double gap = (lower - u) * (1 - ROUNDING) - ROUNDING * u;
+    int64_t first = 0; /* the first column whose drift is less than the gap */
+    for (int64_t left = s->n_columns, half; left > 0; left -= half) {
+        half = (left + 1) / 2;
+        first += s->drifts[first + half - 1] < gap ? 0 : half;
     }
-    return (low + COLUMNS - 1) / COLUMNS;
+    return (first + COLUMNS - 1) / COLUMNS;
 }
 
-/* Sorts rows by the panels that they need, most first; returns how many need any. starts: zeros. */
+/* Sorts rows by the panels that they need, most first; returns how many need any. starts: zeros. Sets upper and
+ * lows, between which the centers of the rows are. */
 static int64_t sort_rows(const skivfpq_scan *s, int64_t first_row, int64_t last_row, int64_t n_panels,
-                         const double *sq_distances, const double *lower, int64_t *starts, int32_t *needs,
-                         int32_t *rows) {
+                         const int32_t *labels, double *upper, const double *lower, int64_t *starts, int32_t *needs,
+                         int32_t *rows, float *lows) {
     for (int64_t row = first_row; row < last_row; row++) {
-        int64_t need = panels_needed(s, sqrt(sq_distances[row]), lower[row]);
+        int32_t label = labels[row];
+        double u = label < 0 ? INFINITY : upper[row] + s->moved[label];
+        int64_t need = panels_needed(s, u, lower[row]);
+        lows[row] = 0;
+        if (need && label >= 0) {
+            interval distance = fine_distance(s, row, label);
+            u = distance.high < u ? distance.high : u;
+            need = lower[row] > u ? panels_needed(s, u, lower[row]) : n_panels;
+            int64_t least = lower[row] > distance.low ? panels_needed(s, distance.low, lower[row]) : n_panels;
+            if (!(u < INFINITY) || least < EXACT_PAYS * need) {
+                distance = exact_distance(exact_sq_distance(s, row, label));
+                u = distance.high, need = panels_needed(s, u, lower[row]);
+            }
+            lows[row] = (float)(distance.low * (1 - 1e-7));
+        }
+        upper[row] = u;
         needs[row - first_row] = (int32_t)(need == 0 && s->n_far ? 1 : need);
         starts[n_panels - needs[row - first_row] + 1]++;
     }
@@ -330,7 +461,7 @@ static int64_t sort_rows(const skivfpq_scan *s, int64_t first_row, int64_t last_
 }
 
 /* Writes what a block found; returns how many rows it could not serve, added to unserved. */
-static int64_t finish_block(workspace *w, block_state *b, double unscanned, int32_t *labels, double *sq_distances,
+static int64_t finish_block(workspace *w, block_state *b, double unscanned, int32_t *labels, double *upper,
                             double *lower, int64_t *unserved) {
     int64_t n_unserved = 0;
     for (int r = 0; r < BLOCK; r++) {
@@ -340,27 +471,27 @@ static int64_t finish_block(workspace *w, block_state *b, double unscanned, int3
             unserved[n_unserved++] = row, lower[row] = 0;
             continue;
         }
-        labels[row] = b->labels[r], sq_distances[row] = b->distances[r];
-        double sought = (sqrt(b->distances[r]) + w->margin) * (1 - ROUNDING);
+        labels[row] = b->labels[r], upper[row] = b->upper[r];
+        double sought = (b->upper[r] + w->margin) * (1 - ROUNDING);
         lower[row] = fmin(fmin(sought, b->second[r]), lower[row] - unscanned);
     }
     return n_unserved;
 }
 
 int64_t CERTIFIED_NEAREST(const skivfpq_scan *s, int64_t first_row, int64_t last_row, double margin,
-                          int32_t *labels, double *sq_distances, double *lower, int64_t *unserved) {
-    int64_t n_panels = (s->n_columns + COLUMNS - 1) / COLUMNS, n_unserved = 0, d = s->n_features;
+                          int32_t *labels, double *upper, double *lower, int64_t *unserved) {
+    int64_t n_panels = (s->n_columns + COLUMNS - 1) / COLUMNS, n_unserved = 0;
     int64_t allowed = s->n_columns / 16 * SUPERBLOCK * BLOCK; /* an evaluation costs less than ten lane scores */
     workspace *w = malloc(sizeof(workspace));
     int64_t *starts = calloc(n_panels + 2, sizeof(int64_t));
     int32_t *needs = malloc(sizeof(int32_t) * (last_row - first_row));
     int32_t *rows = malloc(sizeof(int32_t) * (last_row - first_row));
     uint8_t *memory = malloc((SUPERBLOCK + 1) * s->units * 64 + 64);
-    int failed = !w || !starts || !needs || !rows || !memory;
-    for (int64_t row = first_row; row < last_row && !failed; row++)
-        sq_distances[row] = sq_distance(s->X, s->is_f64, row, s->centers + labels[row] * d, d);
+    float *lows = malloc(sizeof(float) * (last_row - first_row));
+    int failed = !w || !starts || !needs || !rows || !memory || !lows;
     int64_t n_rows = failed ? 0
-                            : sort_rows(s, first_row, last_row, n_panels, sq_distances, lower, starts, needs, rows);
+                            : sort_rows(s, first_row, last_row, n_panels, labels, upper, lower, starts, needs, rows,
+                                        lows - first_row);
     if (!failed) {
         w->s = s, w->margin = margin, w->budget = 0;
         uint8_t *aligned = memory + (64 - (uintptr_t)memory % 64);
@@ -374,14 +505,14 @@ int64_t CERTIFIED_NEAREST(const skivfpq_scan *s, int64_t first_row, int64_t last
         w->budget += w->budget < 0 ? 0 : allowed;
         for (int i = 0; i < n_blocks; i++)
             start_block(w, w->blocks + i, rows + start + i * BLOCK, left - i * BLOCK < BLOCK ? left - i * BLOCK : BLOCK,
-                        labels, sq_distances);
+                        labels, upper, lows - first_row);
         scan_superblock(w, n_blocks, need);
         double unscanned = need < n_panels ? s->drifts[need * COLUMNS] : -INFINITY;
         for (int i = 0; i < n_blocks; i++)
-            n_unserved += finish_block(w, w->blocks + i, unscanned, labels, sq_distances, lower, unserved + n_unserved);
+            n_unserved += finish_block(w, w->blocks + i, unscanned, labels, upper, lower, unserved + n_unserved);
     }
     end_scan();
-    free(w), free(starts), free(needs), free(rows), free(memory);
+    free(w), free(starts), free(needs), free(rows), free(memory), free(lows);
     return failed ? -1 : n_unserved;
 }
 
@@ -440,7 +571,7 @@ static void evaluate_pending(closer_search *w) {
     w->n_evaluated += w->n_pending;
     for (int i = 0; i < w->n_pending; i++) {
         pair p = w->pending[i];
-        if (fine_distance(s, p.row, p.candidate) > sqrt(w->closest[p.row]) * (1 + ROUNDING)) continue;
+        if (fine_distance(s, p.row, p.candidate).low > sqrt(w->closest[p.row]) * (1 + ROUNDING)) continue;
         prefetch((const char *)s->X + p.row * d * size, d * size);
         w->pending[n++] = p;
     }

@@ -8,6 +8,7 @@
 
 #define SCAN_SHAPE LEVELLED(scan_shape, LEVEL)
 #define PACK_ROWS LEVELLED(pack_rows, LEVEL)
+#define PACK_PLANE LEVELLED(pack_plane, LEVEL)
 #define PACK_COLUMNS LEVELLED(pack_columns, LEVEL)
 #define CERTIFIED_NEAREST LEVELLED(certified_nearest, LEVEL)
 #define PACK_FINE_ROWS LEVELLED(pack_fine_rows, LEVEL)
@@ -39,6 +40,13 @@ typedef struct {
     const double *sq_lengths; /* (k,) scale^2 |q|^2 */
 } skivfpq_fine_columns;
 
+/* What EMBED (lanes.h) asks for. */
+typedef struct {
+    const float *origin, *axes; /* (d,), (d, width) or NULL */
+    int64_t n_axes, width;
+    double tail_origin;
+} skivfpq_embedding;
+
 /* Rows as the lane kernel has them (lanes.h). */
 typedef struct {
     const float *tiles;    /* (n_tiles, d, tile rows) */
@@ -65,6 +73,7 @@ typedef struct {
     const int32_t *starts;     /* (n_panels * columns,) */
     double column_scale, column_error;
     const double *drifts;      /* (n_columns,) how far each center has moved at most, falling */
+    const double *moved;       /* (k,) the same by center */
     const int32_t *ids;        /* (n_columns + n_far,) which centers */
     int64_t n_columns;
     const double *far_lengths; /* (n_far,) |y|, at least, of centers too long for the panels */
@@ -80,12 +89,18 @@ typedef struct {
     /* The same of columns, with their starts; returns the largest of their errors. */               \
     double PACK_COLUMNS(const float *Y, int64_t k, int64_t width, double scale, const float *bounds, \
                         double row_scale, int64_t units, int8_t *panels, int32_t *starts);           \
-    /* labels INOUT: any center of each row, then its nearest; sq_distances OUT. lower INOUT: no */  \
-    /* other center is nearer, before the centers moved and after; centers within margin of the */   \
-    /* nearest are found for that. Returns how many rows are left undone, their numbers in */        \
-    /* unserved, or -1 without memory. */                                                            \
+    /* EMBED, PACK_ROWS and, where fine_codes is not NULL, PACK_FINE_ROWS of the rows first..last, first a multiple   \
+     * of lanes; outputs are those of all rows. 0, or -1 without memory. */                           \
+    int PACK_PLANE(const void *X, int is_f64, int64_t d, int64_t first, int64_t last,                \
+                   const skivfpq_embedding *embedding, double scale, int64_t units, int64_t lanes,   \
+                   uint8_t *codes, int32_t *sq_norms, float *errors, int8_t *fine_codes,             \
+                   float *fine_scales, float *fine_errors, int32_t *fine_sq_norms);                  \
+    /* labels INOUT: any center of each row, or -1, then its nearest. upper INOUT: that center was no farther, */ \
+    /* before the centers moved and after. lower INOUT: no other was nearer; centers within margin of the */ \
+    /* nearest are found for that. Returns how many rows are left undone, their numbers in unserved, */ \
+    /* or -1 without memory. */                                                                      \
     int64_t CERTIFIED_NEAREST(const skivfpq_scan *s, int64_t first_row, int64_t last_row,            \
-                              double margin, int32_t *labels, double *sq_distances, double *lower,   \
+                              double margin, int32_t *labels, double *upper, double *lower,          \
                               int64_t *unserved);                                                    \
     void PACK_FINE_ROWS(const void *X, int is_f64, int64_t n, int64_t d, const float *origin,        \
                         int8_t *codes, float *scales, float *errors, int32_t *sq_norms);             \
