@@ -17,6 +17,7 @@ ROWS_PER_TASK = 2048  # a native call packs the centers anew: below 1/1000 of it
 SAMPLE = 256  # rows whose mean stands for all rows'
 MOVED = 0.25  # moves by rows of a cluster, beyond which it is added up anew
 GATHERED = 0.4  # share of the rows, below which they are gathered by cluster
+SHORT = 1 << 19  # values, added up in 0.1 ms
 HANDING_NS = 4e5  # work that is done before threads have their tasks and are waited for
 
 
@@ -85,7 +86,7 @@ def cluster_sums(X, weights, labels, changed, sums, counts, n_threads=1):
     in_one_walk = runs_native(X) and sums.nbytes <= CACHED
     few = may_gather(X, sums) and counts[clusters].sum() < GATHERED * counts.sum()
     if in_one_walk and not few:
-        _add_rows(X, weights, labels, sums, counts, n_threads)
+        add_rows(X, weights, labels, sums, counts, n_threads)
         return
     order, bounds = np.empty(len(labels), dtype=np.int32), np.empty(len(counts) + 1, dtype=np.int32)
     _kernels.order_by_label(labels, order, bounds)
@@ -100,8 +101,8 @@ def cluster_sums(X, weights, labels, changed, sums, counts, n_threads=1):
 def update_sums(X, weights, labels, before, limit, sums, counts, n_threads=1):
     """The same after some labels have changed, from the sums before: only the rows that moved are read.
 
-    Clusters of which many rows moved are added up anew, and so are those of a row beyond the limit, whose leaving
-    would leave rounding. limit: for values times weights.
+    Clusters of which many rows moved are added up anew, and so are those of a row beyond the limit, whose
+    leaving would leave rounding. limit: for values times weights.
     """
     rows = np.flatnonzero(labels != before).astype(np.int32)
     moves = np.concatenate([before[rows], labels[rows]])
@@ -123,12 +124,17 @@ def update_sums(X, weights, labels, before, limit, sums, counts, n_threads=1):
     counts[:] = np.bincount(labels, weights, minlength=len(counts))
 
 
+def walk_is_short(X, sums):
+    """Whether one walk over the rows takes less time than to look for those that moved."""
+    return runs_native(X) and X.size <= SHORT and sums.nbytes <= CACHED
+
+
 def may_gather(X, sums):
     """Whether adding up few rows, gathered by cluster, can be faster than one walk over all."""
     return X.shape[1] >= 16 or sums.nbytes > CACHED or not runs_native(X)
 
 
-def _add_rows(X, weights, labels, sums, counts, n_threads):
+def add_rows(X, weights, labels, sums, counts, n_threads):
     """Of all clusters in one walk over the rows, threads take columns."""
     n_tasks = n_threads if X.size / 2 >= HANDING_NS else 1
 
@@ -145,7 +151,8 @@ class PackedRows:
         self.X, self.n_threads = X, n_threads
         height = _kernels.native.tile_rows()
         self.origin, self.scale = origin_and_scale(X)
-        self.tiles = np.zeros((-(-len(X) // height), X.shape[1], height), dtype=np.float32)
+        self.tiles = np.empty((-(-len(X) // height), X.shape[1], height), dtype=np.float32)
+        self.tiles[len(X) // height :] = 0  # where the last one is not filled
         self.lengths = np.empty(len(X))
 
         def pack(rows):

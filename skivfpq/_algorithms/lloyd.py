@@ -10,12 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from skivfpq._algorithms.blocks import (
+    add_rows,
     cluster_sums,
     evenly,
     may_gather,
     row_sq_distances,
     runs_native,
     update_sums,
+    walk_is_short,
 )
 from skivfpq._algorithms.planes import NearestCenters
 from skivfpq._algorithms.seeding import SAME, hash_rows
@@ -81,14 +83,16 @@ class MemoryStep:
     def _add_up(self, moved, before):
         """Sums and counts, anew only for the clusters that won or lost rows."""
         arguments = self.sums, self.counts, self.n_threads
-        if self._summed and may_gather(self.X, self.sums) and runs_native(self.X):
+        if walk_is_short(self.X, self.sums):
+            add_rows(self.X, self.weights, self.labels, *arguments)
+        elif self._summed and may_gather(self.X, self.sums) and runs_native(self.X):
             update_sums(self.X, self.weights, self.labels, before, self._limit(), *arguments)
-            return
-        some = self._summed and may_gather(self.X, self.sums)
-        changed = np.full(len(self.counts), not some)
-        if some:
-            changed[self.labels[moved]] = changed[before[moved]] = True
-        cluster_sums(self.X, self.weights, self.labels, changed, *arguments)
+        else:
+            some = self._summed and may_gather(self.X, self.sums)
+            changed = np.full(len(self.counts), not some)
+            if some:
+                changed[self.labels[moved]] = changed[before[moved]] = True
+            cluster_sums(self.X, self.weights, self.labels, changed, *arguments)
         self._summed = True
 
     def _limit(self):

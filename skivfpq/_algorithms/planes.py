@@ -277,7 +277,6 @@ def principal_axes(rows, n_axes, n_threads=1):
     Orthogonal iteration with the square of the scatter matrix, twice: what the axes miss of the variance that
     the best ones would hold is below 1 % of all.
     """
-
     scatter = _multiply(np.ascontiguousarray(rows.T), rows, n_threads)  # (n_features, n_features)
     unit = scatter / np.float32(np.abs(scatter).max())  # whose square does not overflow
     square = _multiply(unit, unit, n_threads)
@@ -291,7 +290,7 @@ def principal_axes(rows, n_axes, n_threads=1):
 
 
 def _multiply(V, W, n_threads):
-    """V W, float32, without a BLAS: its threads would go on to spin for a while, and take a core from ours."""
+    """V W in float32, without a BLAS, whose threads would spin for a while and take a core from ours."""
     out = np.empty((len(V), W.shape[1]), dtype=np.float32)
 
     def multiply(part):

@@ -74,6 +74,7 @@ def random_rows(X, n_clusters, weights, rng):
     return rng.choice(X.shape[0], n_clusters, replace=False, p=shares / shares.sum())
 
 
+@np.errstate(over="ignore", invalid="ignore")  # scores of values too large are not finite
 def kmeans_plusplus(X, n_clusters, weights, rng, n_threads=1, packed=None):
     """Greedy k-means++ centers (Arthur and Vassilvitskii 2007), as in scikit-learn.
 
@@ -271,13 +272,12 @@ class CertifiedSeeding:
         if self.n_centers > 0:
             self._set_closest(np.arange(len(self.closest), dtype=np.int32), self.closest.copy())
 
-    @np.errstate(over="ignore", invalid="ignore")  # where tiny values have a unit beyond float64
     def _set_rounding_of_gains(self):
         """By how much scores make half a gain, in the unit of packed, too high at most: for each candidate.
 
         The scores' rounding twice, since the limits allow for it (lanes.c); the limits' own, and underflow.
         """
-        n_features, unit = self.X.shape[1], np.square(self.packed.scale)  # may be inf
+        n_features, unit = self.X.shape[1], np.square(self.packed.scale)  # inf for tiny values
         sq_lengths = np.square(self.packed.lengths)
         weight, sq_length = self.weights.sum(), self.weights @ sq_lengths
         score = (n_features + 8) * 2.0**-24 * 1.01
@@ -296,10 +296,9 @@ class CertifiedSeeding:
 
         n_samples, n_features = self.X.shape
         self._map_parts(score, n_samples * len(candidates) * (1 + 0.04 * n_features))
-        with np.errstate(over="ignore", invalid="ignore"):
-            most, potential = gains.sum(axis=0)[: len(candidates)], potential * np.square(self.packed.scale)
-            errors = rounding + 4e-7 * potential + 3e-6 * most  # of limits, and of sums in float32
-            return ~(most + errors < (most - errors).max() - SAME * potential)  # all where not finite
+        most, potential = gains.sum(axis=0)[: len(candidates)], potential * np.square(self.packed.scale)
+        errors = rounding + 4e-7 * potential + 3e-6 * most  # of limits, and of sums in float32
+        return ~(most + errors < (most - errors).max() - SAME * potential)  # all where not finite
 
     def _leave_plane_in_vain(self):
         """Go on without the plane where its bound has excluded too little."""

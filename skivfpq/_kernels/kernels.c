@@ -146,7 +146,7 @@ static void order_by_label(const int32_t *labels, int64_t n, int64_t k, int32_t 
                      const int32_t *bounds, const int64_t *clusters, int64_t n_clusters,             \
                      double *sums, double *counts) {                                                 \
         for (int64_t i = 0; i < n_clusters; i++) {                                                   \
-            double *sum = sums + clusters[i] * d, count = 0;                                         \
+            double *restrict sum = sums + clusters[i] * d, count = 0;                                \
             for (int64_t j = 0; j < d; j++) sum[j] = 0;                                              \
             for (int64_t r = bounds[clusters[i]]; r < bounds[clusters[i] + 1]; r++) {                \
                 const REAL *x = X + (int64_t)order[r] * d;                                           \
@@ -167,7 +167,7 @@ CLUSTER_SUMS(cluster_sums_f64, double)
         for (int64_t c = 0; c < k; c++)                                                              \
             for (int64_t j = first_column; j < last_column; j++) sums[c * d + j] = 0;                \
         for (int64_t i = 0; i < n; i++) {                                                            \
-            double *sum = sums + labels[i] * d, weight = weights[i];                                 \
+            double *restrict sum = sums + labels[i] * d, weight = weights[i];                        \
             for (int64_t j = first_column; j < last_column; j++) sum[j] += weight * (double)X[i * d + j]; \
         }                                                                                            \
         if (first_column > 0) return;                                                                \
@@ -185,7 +185,7 @@ ADD_ROWS(add_rows_f64, double)
                      const int32_t *events, const int32_t *bounds, const int64_t *clusters, int64_t n_clusters, \
                      double limit, double *sums, uint8_t *given_up) {                                \
         for (int64_t i = 0; i < n_clusters; i++) {                                                   \
-            double *sum = sums + clusters[i] * d;                                                    \
+            double *restrict sum = sums + clusters[i] * d;                                           \
             given_up[clusters[i]] = 0;                                                               \
             for (int64_t e = bounds[clusters[i]]; e < bounds[clusters[i] + 1]; e++) {                \
                 int64_t row = rows[events[e] % n_moved];                                             \

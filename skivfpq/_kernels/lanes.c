@@ -111,32 +111,44 @@ void PACK_CANDIDATES(const double *shifted, int64_t k, int64_t d, float *panels,
 }
 
 /* Infinite scores are of candidates far beyond any finite limit. */
-void CLOSER_ROWS(const float *tiles, int64_t n_tiles, int64_t d, const float *limits, const float *weights,
-                 const float *panels, const float *starts, int64_t n_panels, uint64_t *hits, double *gains) {
+static inline __attribute__((always_inline)) void closer_rows(
+    const float *tiles, int64_t n_tiles, int64_t d, const float *limits, const float *weights, const float *panel,
+    const float *starts, int n_centers, int64_t stride, uint64_t *hits, double *gains) {
     enum { WIDTH = VECTOR_BYTES / 4, HEIGHT = TILE_VECTORS * WIDTH, FLUSHED = 16 };
-    for (int64_t p = 0; p < n_panels; p++) {
-        vector_f32 sums[TILE_CENTERS] = {{0}};
-        for (int c = 0; c < TILE_CENTERS; c++) gains[p * TILE_CENTERS + c] = 0;
-        for (int64_t t = 0; t < n_tiles; t++) {
-            const loaded_f32 *limit = (const loaded_f32 *)(limits + t * HEIGHT);
-            const loaded_f32 *weight = (const loaded_f32 *)(weights + t * HEIGHT);
-            vector_f32 score[TILE_CENTERS][TILE_VECTORS];
-            score_panel_f32(tiles + t * HEIGHT * d, d, panels + p * d * TILE_CENTERS, starts + p * TILE_CENTERS, score);
-            for (int c = 0; c < TILE_CENTERS; c++) {
-                uint64_t farther = 0;
-                for (int v = 0; v < TILE_VECTORS; v++) {
-                    farther |= BITS(score[c][v] > limit[v]) << v * WIDTH;
-                    sums[c] += weight[v] * POSITIVE(limit[v] - score[c][v]);
-                }
-                hits[(t * n_panels + p) * TILE_CENTERS + c] = farther ^ (((uint64_t)1 << HEIGHT) - 1);
+    vector_f32 sums[TILE_CENTERS] = {{0}};
+    for (int c = 0; c < TILE_CENTERS; c++) gains[c] = 0;
+    for (int64_t t = 0; t < n_tiles; t++) {
+        const loaded_f32 *limit = (const loaded_f32 *)(limits + t * HEIGHT);
+        const loaded_f32 *weight = (const loaded_f32 *)(weights + t * HEIGHT);
+        vector_f32 score[TILE_CENTERS][TILE_VECTORS];
+        score_panel_f32(tiles + t * HEIGHT * d, d, panel, starts, n_centers, score);
+        for (int c = 0; c < n_centers; c++) {
+            uint64_t farther = 0;
+            for (int v = 0; v < TILE_VECTORS; v++) {
+                farther |= BITS(score[c][v] > limit[v]) << v * WIDTH;
+                sums[c] += weight[v] * POSITIVE(limit[v] - score[c][v]);
             }
-            if (t % FLUSHED < FLUSHED - 1 && t < n_tiles - 1) continue;
-            for (int c = 0; c < TILE_CENTERS; c++) {
-                for (int lane = 0; lane < WIDTH; lane++) gains[p * TILE_CENTERS + c] += sums[c][lane];
-                sums[c] = (vector_f32){0};
-            }
+            hits[t * stride + c] = farther ^ (((uint64_t)1 << HEIGHT) - 1);
+        }
+        for (int c = n_centers; c < TILE_CENTERS; c++) hits[t * stride + c] = 0;
+        if (t % FLUSHED < FLUSHED - 1 && t < n_tiles - 1) continue;
+        for (int c = 0; c < n_centers; c++) {
+            for (int lane = 0; lane < WIDTH; lane++) gains[c] += sums[c][lane];
+            sums[c] = (vector_f32){0};
         }
     }
+}
+
+void CLOSER_ROWS(const float *tiles, int64_t n_tiles, int64_t d, const float *limits, const float *weights,
+                 const float *panels, const float *starts, int64_t k, uint64_t *hits, double *gains) {
+    int64_t stride = (k + TILE_CENTERS - 1) / TILE_CENTERS * TILE_CENTERS;
+    for (int64_t c = 0; c < k; c += TILE_CENTERS)
+        if (k - c > TILE_CENTERS / 2)
+            closer_rows(tiles, n_tiles, d, limits, weights, panels + c * d, starts + c, TILE_CENTERS, stride, hits + c,
+                        gains + c);
+        else
+            closer_rows(tiles, n_tiles, d, limits, weights, panels + c * d, starts + c, TILE_CENTERS / 2, stride,
+                        hits + c, gains + c);
 }
 
 int PANEL_CENTERS(void) { return TILE_CENTERS; }

@@ -49,7 +49,7 @@ void PACK_CANDIDATES(const double *shifted, int64_t k, int64_t d, /* IN (k, d) m
 /* Bit r of hits (n_tiles, n_panels * PANEL_CENTERS): whether row r of a tile may be closer to a candidate.
  * gains (n_panels * PANEL_CENTERS,): the weighted sum of how far below their limits scores are. */
 void CLOSER_ROWS(const float *tiles, int64_t n_tiles, int64_t d, const float *limits, const float *weights, /* IN */
-                 const float *panels, const float *starts, int64_t n_panels,                                /* IN */
+                 const float *panels, const float *starts, int64_t k,                                       /* IN */
                  uint64_t *hits, double *gains);                                                            /* OUT */
 
 /* out = V axes. */

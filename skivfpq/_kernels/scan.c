@@ -652,7 +652,7 @@ int SCORE_CANDIDATES(const skivfpq_scan *s, const float *limits, const float *we
     for (int64_t part = first_part; part < last_part && status == 0; part++) {
         int64_t first = part * part_rows / height, last = first + part_rows / height;
         CLOSER_ROWS(s->lanes.tiles + first * height * d, (last < n_tiles ? last : n_tiles) - first, d,
-                    limits + first * height, weights + first * height, panels, starts, n_panels,
+                    limits + first * height, weights + first * height, panels, starts, k,
                     hits + first * n_panels * width, gains + part * n_panels * width);
     }
     free(shifted), free(panels);
