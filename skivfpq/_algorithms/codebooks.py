@@ -5,13 +5,14 @@ from itertools import pairwise
 
 import numpy as np
 
-from skivfpq._algorithms.blocks import map_rows, nearest_ns, run_tasks, runs_native
+from skivfpq._algorithms.blocks import evenly, map_rows, nearest_ns, run_tasks, runs_native
 from skivfpq._algorithms.lloyd import GrowingStep, lloyd
 from skivfpq._algorithms.seeding import random_rows, too_few_distinct_rows
 from skivfpq._kernels import encode, row_blocks, sq_distance_matrix
 
 ACCELERATED = 0.56  # steps that reach the error of one plain Lloyd step, samples included
 SAMPLED = 24  # rows for each codeword that a sample must have
+ALTERNATED = 64  # rows for each codeword, at least, from which OPQ learns its rotation
 N_ALTERNATIONS = 20  # of OPQ: later ones lower the error by less than 0.1 % each
 
 
@@ -214,11 +215,28 @@ def optimize_rotation(X, rotation, slices, codebooks, n_threads):
     rotation : (n_features, n_features)
     codebooks : list of (n_codewords, subspace_dim)
     """
+    X = X[evenly(len(X), max(ALTERNATED * max(map(len, codebooks)), 40 * X.shape[1]))]
+    mean = X.mean(axis=0, dtype=np.float64)
+    centered = (X - mean).astype(X.dtype)  # so that products in its dtype are right to its spread
+    codebooks = _shifted(codebooks, slices, -(mean @ rotation))
     for _ in range(N_ALTERNATIONS):
-        rotated = rotate(X, rotation)
+        rotated = centered @ rotation.astype(X.dtype)
         codebooks, _ = refine_codebooks(rotated, slices, codebooks, stages=[(len(X), 1)], n_threads=n_threads)
         unrotated = Codebooks(slices, codebooks, None)
         decoded = unrotated.decode(unrotated.encode(rotated, n_threads))
-        u, _, v = np.linalg.svd(X.T.astype(np.float64) @ decoded)
+        u, _, v = np.linalg.svd(_cross_products(centered, decoded))
         rotation = u @ v
-    return rotation, codebooks
+    return rotation, _shifted(codebooks, slices, mean @ rotation)
+
+
+def _shifted(codebooks, slices, shift):
+    """Codebooks plus a vector (n_features,)."""
+    return [(part + shift[columns]).astype(part.dtype) for part, columns in zip(codebooks, slices)]
+
+
+def _cross_products(X, Y):
+    """X.T @ Y (n_features, n_features), float64 sums over blocks of rows."""
+    products = np.zeros((X.shape[1], Y.shape[1]))
+    for start in range(0, len(X), 4096):
+        products += X[start : start + 4096].T @ Y[start : start + 4096]
+    return products
