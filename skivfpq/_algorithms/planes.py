@@ -22,7 +22,6 @@ LEAST_WORK = 2e9  # products of a step, below which the lane kernel is done befo
 WIDEST = 16384  # features; beyond, the lane kernel
 SAMPLE = 4096  # rows whose mean and axes stand for all rows'
 JUDGED_ROWS = 256  # on which the lane kernel's time is measured
-EPS32 = 2.0**-24
 MARGIN = 0.012  # of the typical distance to the nearest center
 
 

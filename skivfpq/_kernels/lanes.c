@@ -193,15 +193,13 @@ static void project(const float *V, int64_t d, const float *axes, int64_t width,
 }
 
 void MULTIPLY(const float *V, int64_t n, int64_t d, const float *axes, int64_t width, float *out) {
-    float last[PROJECTED_ROWS * d]; /* rows, where they do not fill the registers */
-    for (int64_t i = 0; i < n; i += PROJECTED_ROWS) {
-        int n_rows = n - i < PROJECTED_ROWS ? (int)(n - i) : PROJECTED_ROWS;
-        const float *rows = V + i * d;
-        if (n_rows < PROJECTED_ROWS) {
-            memset(last, 0, sizeof last);
-            rows = memcpy(last, rows, sizeof(float) * n_rows * d);
-        }
-        project(rows, d, axes, width, n_rows, out + i * width);
+    int64_t i = 0;
+    for (; i + PROJECTED_ROWS <= n; i += PROJECTED_ROWS)
+        project(V + i * d, d, axes, width, PROJECTED_ROWS, out + i * width);
+    for (; i < n; i++) { /* rows that do not fill the registers */
+        for (int64_t h = 0; h < width; h++) out[i * width + h] = 0;
+        for (int64_t j = 0; j < d; j++)
+            for (int64_t h = 0; h < width; h++) out[i * width + h] += V[i * d + j] * axes[j * width + h];
     }
 }
 
