@@ -16,12 +16,15 @@ from skivfpq._algorithms import blocks
 
 LONG = 2.5  # rows longer than this many times the median are left to the lane kernel
 TAIL_COPIES = 4  # the tail's length is spread on so many coordinates, not to stretch the scale
-HEAD_ENERGY = 0.84  # share of the variance that the principal axes of a head hold
-SCAN_ROWS = 4096  # of a task
+HEAD_ENERGY = 0.86  # share of the variance that the principal axes of a head hold
+SCAN_ROWS = 1024  # of a task; their points stay in the second cache
 LEAST_WORK = 2e9  # products of a step, below which the lane kernel is done before planes are packed
 WIDEST = 16384  # features; beyond, the lane kernel
 SAMPLE = 4096  # rows whose mean and axes stand for all rows'
 JUDGED_ROWS = 256  # on which the lane kernel's time is measured
+PROMISING = 0.8  # of the lane kernel's time
+REPACKED = 0.8  # of a scan's time, for which rows are packed anew
+SLOWING = 2.5  # times as far as they are about to move, centers have just moved
 MARGIN = 0.012  # of the typical distance to the nearest center
 
 
@@ -68,7 +71,7 @@ class Plane:
     sq_norms: np.ndarray  # (n_samples,) int32, of the int8 points
     errors: np.ndarray  # (n_samples,) float32, |y - scale q|; inf for rows that are not to be scanned
     typical: float  # 99 % of the points are no longer
-    fine: tuple  # of pack_fine_rows
+    fine: tuple  # codes (n_samples, n_features) int16, scales, errors and squared norms, of pack_fine
 
 
 @dataclass
@@ -76,7 +79,7 @@ class Panels:
     """int8 points of centers, beside the centers themselves."""
 
     centers: np.ndarray  # (n_clusters, n_features) float64
-    fine: tuple  # of pack_fine_columns
+    fine: tuple  # the same of the centers
     packed: np.ndarray  # (n_panels, 4 * units * columns) int8
     starts: np.ndarray  # (n_panels * columns,) int32
     scale: float
@@ -95,9 +98,9 @@ class NearestCenters:
     """
 
     def __init__(self, X, n_clusters, n_threads):
-        self.X, self.n_threads = X, n_threads
+        self.X, self.n_clusters, self.n_threads = X, n_clusters, n_threads
         self.scans = pays(X, n_clusters)
-        self.has_head = self.scans and head_pays(X, n_clusters)
+        self.embeddings, self.tries_again = None, False
         self.plane = self.centers = self.packed = self.plain_seconds = None
         self.n_failures = self.n_successes = 0
 
@@ -166,19 +169,20 @@ class NearestCenters:
         if self.n_failures == 2:
             self.scans, self.plane = False, None
 
-    def _promises(self, embedding, centers, labels):
-        """Whether the scan of some rows, as a trial before all are packed, is faster than the lane kernel."""
+    def _trial(self, embedding, centers, labels):
+        """About the seconds that the scan of all rows takes, from that of some; inf where it leaves many undone."""
         chosen = blocks.evenly(len(self.X), JUDGED_ROWS)
         rows, labels = np.ascontiguousarray(self.X[chosen]), labels[chosen].copy()
         plane = pack_plane(rows, embedding)
-        panels = None if plane is None else pack_centers(centers, plane, np.full(len(centers), np.inf))
+        drifts = np.full(len(centers), np.inf)
+        panels = None if plane is None else pack_centers(centers, plane, drifts, self.n_threads)
         if panels is None:
-            return False
+            return np.inf
         upper, lower = np.full(len(rows), np.inf), np.zeros(len(rows))
         start = perf_counter()
         left = _kernels.native.certified_nearest(rows, plane, panels, 0, len(rows), 0.0, labels, upper, lower)
         seconds = (perf_counter() - start) * len(self.X) / len(rows) / self.n_threads
-        return len(left) < len(rows) / 2 and seconds < 0.8 * self._seconds_of_lanes(centers)
+        return seconds if len(left) < len(rows) / 2 else np.inf
 
     def _drifts(self, centers, labelled):
         """How far each center has moved since the labels were found, (n_clusters,), at most."""
@@ -192,29 +196,44 @@ class NearestCenters:
     def _margin(self, drifts):
         """How much beyond the nearest center others are worth finding, so that later steps may skip them.
 
-        Pays as soon as many centers move less than what it costs little to look around.
+        Pays as soon as many centers are about to move less than what it costs little to look around.
         """
         if not np.isfinite(drifts).all():
             return 0.0
         margin = MARGIN * float(self.upper.mean())
-        return margin if np.quantile(drifts, 0.3) <= margin < np.inf else 0.0
+        return margin if np.quantile(drifts, 0.3) <= SLOWING * margin < np.inf else 0.0
 
     def _plane(self, centers, labels):
-        """The plane to scan: all features at first, the head once centers are means, of short tails."""
-        if self.plane is None:
-            self.plane = self._promising_plane(all_features(self.X), centers, labels)
+        """The plane to scan, by the embedding with which the scan of some rows is the fastest.
+
+        None where the lane kernel is faster. A head that loses with the first centers, which may be rows of
+        long tails, is tried again with their means.
+        """
+        labelled = labels[0] >= 0
+        if self.plane is not None and not (self.tries_again and labelled):
+            return self.plane
+        if self.embeddings is None:
+            self.embeddings = self._find_embeddings()
+        seconds = np.array([self._trial(embedding, centers, labels) for embedding in self.embeddings])
+        if self.plane is not None:
+            seconds[0] *= REPACKED
+        fastest = int(seconds.argmin())
+        self.tries_again = fastest < len(self.embeddings) - 1 and not labelled
+        if self.plane is None and not seconds[fastest] < PROMISING * self._seconds_of_lanes(centers):
+            self.scans = False
+        elif self.plane is None or fastest > 0:
+            fine = None if self.plane is None else self.plane.fine
+            self.plane = pack_plane(self.X, self.embeddings[fastest], self.n_threads, fine)
             self.scans = self.plane is not None
-        if self.scans and self.has_head and labels[0] >= 0:
-            self.has_head = False  # looked for once
-            embedding = head_embedding(self.X, self.plane.embedding.origin, HEAD_ENERGY, self.n_threads)
-            if embedding is not None:
-                self.plane = self._promising_plane(embedding, centers, labels, self.plane.fine) or self.plane
         return self.plane
 
-    def _promising_plane(self, embedding, centers, labels, fine=None):
-        """A plane of all rows, if the scan of some promises to be faster than the lane kernel; else None."""
-        promising = self._promises(embedding, centers, labels)
-        return pack_plane(self.X, embedding, self.n_threads, fine) if promising else None
+    def _find_embeddings(self):
+        """Of all features and, where there is one and it may save any time, the head."""
+        everything = all_features(self.X)
+        if not head_pays(self.X, self.n_clusters):
+            return [everything]
+        head = head_embedding(self.X, everything.origin, HEAD_ENERGY, self.n_threads)
+        return [everything] if head is None else [everything, head]
 
 
 def nearest_centers(X, centers, n_threads=1):
@@ -329,7 +348,7 @@ def pack_plane(X, embedding, n_threads=1, fine=None, lanes=1):
         np.empty(n_samples, dtype=np.int32),
         np.empty(n_samples, dtype=np.float32),
         typical,
-        _empty_fine_rows(X.shape) if fine is None else fine,
+        _empty_fine(X.shape) if fine is None else fine,
     )
     plane.codes[n_samples // lanes :] = 128  # zeros, where the last block is not filled
 
@@ -340,10 +359,10 @@ def pack_plane(X, embedding, n_threads=1, fine=None, lanes=1):
     return plane
 
 
-def _empty_fine_rows(shape):
-    """Codes (n_samples, n_features) int8, scales, errors and squared norms, (n_samples,) each."""
+def _empty_fine(shape):
+    """Codes (n_samples, n_features) int16, scales, errors and squared norms, (n_samples,) each."""
     n = shape[0]
-    return np.empty(shape, np.int8), np.empty(n, np.float32), np.empty(n, np.float32), np.empty(n, np.int32)
+    return np.empty(shape, np.int16), np.empty(n, np.float32), np.empty(n, np.float32), np.empty(n, np.int32)
 
 
 def _aligned(shape):
@@ -422,13 +441,13 @@ def pack_centers(centers, plane, drifts, n_threads=1):
 
 def _points_of_centers(centers, embedding, n_threads=1):
     """Points Y (n_clusters, width), their bounds (n_clusters,), and the fine points."""
-    k, n_features = centers.shape
+    k = len(centers)
     Y, bounds = np.empty((k, embedding.width), dtype=np.float32), np.empty(k, dtype=np.float32)
-    fine = np.empty((k, n_features), dtype=np.int16), np.empty(k), np.empty(k), np.empty(k)
+    fine = _empty_fine(centers.shape)
 
     def pack(part):
         _kernels.native.embed(centers[part], embedding, Y[part], bounds[part])
-        _kernels.native.pack_fine_columns(centers[part], embedding.origin, *[array[part] for array in fine])
+        _kernels.native.pack_fine(centers[part], embedding.origin, *[array[part] for array in fine])
 
     few = centers.size * (1 + embedding.width / 64) < blocks.HANDING_NS
     blocks.run_tasks(pack, k, 1 if few else n_threads, n_threads, multiple=8)

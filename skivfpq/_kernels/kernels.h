@@ -58,9 +58,7 @@ typedef struct {
                            int32_t *);
     int64_t (*certified_nearest)(const skivfpq_scan *, int64_t, int64_t, double, int32_t *, double *, double *,
                                  int64_t *);
-    void (*pack_fine_rows)(const void *, int, int64_t, int64_t, const float *, int8_t *, float *, float *, int32_t *);
-    void (*pack_fine_columns)(const double *, int64_t, int64_t, const float *, int32_t, int16_t *, double *, double *,
-                              double *);
+    void (*pack_fine)(const void *, int, int64_t, int64_t, const float *, int16_t *, float *, float *, int32_t *);
     void (*set_closest)(const skivfpq_scan *, const int32_t *, int64_t, const double *, double *, int32_t *,
                         int32_t *, float *);
     int64_t (*closer_candidates)(const skivfpq_scan *, const int32_t *, const int32_t *, const uint64_t *, int64_t,
@@ -84,7 +82,7 @@ typedef struct {
                             uint64_t *, double *);
     int (*panel_centers)(void);
     int (*pack_plane)(const void *, int, int64_t, int64_t, int64_t, const skivfpq_embedding *, double, int64_t, int64_t,
-                      uint8_t *, int32_t *, float *, int8_t *, float *, float *, int32_t *);
+                      uint8_t *, int32_t *, float *, int16_t *, float *, float *, int32_t *);
     /* Sums INOUT of some clusters, for rows (n_moved,) that left them or came; events (2 n_moved,) sorted by cluster:
      * rows[e % n_moved] leaves if e < n_moved. given_up (k,) OUT: whether to add the cluster up anew. */
     void (*move_rows_f32)(const float *X, int64_t d, const double *weights, const int32_t *rows, int64_t n_moved,

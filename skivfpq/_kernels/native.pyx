@@ -14,16 +14,11 @@ cdef extern from "scan.h":
         int largest_column
         int units_multiple
         int wraps
-    ctypedef struct skivfpq_fine_rows:
-        const int8_t *codes
+    ctypedef struct skivfpq_fine_points:
+        const int16_t *codes
         const float *scales
         const float *errors
         const int32_t *sq_norms
-    ctypedef struct skivfpq_fine_columns:
-        const int16_t *codes
-        const double *scales
-        const double *errors
-        const double *sq_lengths
     ctypedef struct skivfpq_embedding:
         const float *origin
         const float *axes
@@ -40,8 +35,8 @@ cdef extern from "scan.h":
         int is_f64
         int64_t n_features
         const double *centers
-        skivfpq_fine_rows fine_rows
-        skivfpq_fine_columns fine_columns
+        skivfpq_fine_points fine_rows
+        skivfpq_fine_points fine_centers
         skivfpq_lane_rows lanes
         const uint8_t *codes
         const int32_t *sq_norms
@@ -92,10 +87,8 @@ cdef extern from "kernels.h":
                                int8_t *, int32_t *) noexcept nogil
         int64_t (*certified_nearest)(const skivfpq_scan *, int64_t, int64_t, double, int32_t *, double *,
                                      double *, int64_t *) noexcept nogil
-        void (*pack_fine_rows)(const void *, int, int64_t, int64_t, const float *, int8_t *, float *, float *,
-                               int32_t *) noexcept nogil
-        void (*pack_fine_columns)(const double *, int64_t, int64_t, const float *, int32_t, int16_t *,
-                                  double *, double *, double *) noexcept nogil
+        void (*pack_fine)(const void *, int, int64_t, int64_t, const float *, int16_t *, float *, float *,
+                          int32_t *) noexcept nogil
         void (*set_closest)(const skivfpq_scan *, const int32_t *, int64_t, const double *, double *,
                             int32_t *, int32_t *, float *) noexcept nogil
         int64_t (*closer_candidates)(const skivfpq_scan *, const int32_t *, const int32_t *, const uint64_t *,
@@ -105,7 +98,7 @@ cdef extern from "kernels.h":
                                 int64_t, uint64_t *, double *) noexcept nogil
         int (*panel_centers)() noexcept nogil
         int (*pack_plane)(const void *, int, int64_t, int64_t, int64_t, const skivfpq_embedding *, double, int64_t,
-                          int64_t, uint8_t *, int32_t *, float *, int8_t *, float *, float *,
+                          int64_t, uint8_t *, int32_t *, float *, int16_t *, float *, float *,
                           int32_t *) noexcept nogil
         void (*add_rows_f32)(const float *, int64_t, int64_t, const double *, const int32_t *, int64_t,
                              int64_t, int64_t, double *, double *) noexcept nogil
@@ -474,14 +467,14 @@ def pack_plane(
     int64_t last_row,
     bint with_fine,                 # IN whether the fine points are wanted
 ):
-    """embed, pack_rows and pack_fine_rows, in one pass over some rows."""
+    """embed, pack_rows and pack_fine, in one pass over some rows."""
     cdef int64_t n = X.shape[0]
     cdef int status
     cdef skivfpq_embedding e = embedding_of(plane.embedding, X.shape[1])
     cdef uint8_t[:, :, :, ::1] codes = plane.codes
     cdef int32_t[::1] sq_norms = plane.sq_norms, fine_sq_norms
     cdef float[::1] errors = plane.errors, fine_scales, fine_errors
-    cdef int8_t[:, ::1] fine_codes
+    cdef int16_t[:, ::1] fine_codes
     cdef double scale = plane.scale
     fine_codes, fine_scales, fine_errors, fine_sq_norms = plane.fine
     if (not 0 <= first_row < last_row <= n or first_row % codes.shape[2] or codes.shape[0] * codes.shape[2] < n
@@ -547,54 +540,44 @@ def pack_columns(
     return error
 
 
-def pack_fine_rows(
-    const floating[:, ::1] X,       # IN (n_rows, n_features)
+def pack_fine(
+    const floating[:, ::1] X,       # IN (n_rows, n_features), or centers
     const float[::1] origin,        # IN (n_features,)
-    int8_t[:, ::1] codes,           # OUT (n_rows, n_features)
+    int16_t[:, ::1] codes,          # OUT (n_rows, n_features)
     float[::1] scales,              # OUT (n_rows,)
     float[::1] errors,              # OUT (n_rows,)
     int32_t[::1] sq_norms,          # OUT (n_rows,)
 ):
-    """x - origin = scale q + e: int8 q with a scale for each row, and |e|."""
+    """x - origin = scale q + e: int16 q with a scale for each row, and |e|; products of two q fit 32 bits."""
     cdef int64_t n = X.shape[0]
     if (codes.shape[0] != n or codes.shape[1] != X.shape[1] or origin.shape[0] != X.shape[1]
             or scales.shape[0] != n or errors.shape[0] != n or sq_norms.shape[0] != n):
-        raise ValueError("pack_fine_rows: shapes do not fit together.")
+        raise ValueError("pack_fine: shapes do not fit together.")
     if n == 0:
         return
     with nogil:
-        kernels.pack_fine_rows(<const void *>&X[0, 0], floating is double, n, X.shape[1], &origin[0], &codes[0, 0],
-                               &scales[0], &errors[0], &sq_norms[0])
+        kernels.pack_fine(<const void *>&X[0, 0], floating is double, n, X.shape[1], &origin[0], &codes[0, 0],
+                          &scales[0], &errors[0], &sq_norms[0])
 
 
-def pack_fine_columns(
-    const double[:, ::1] centers,   # IN (n_centers, n_features)
-    const float[::1] origin,        # IN (n_features,)
-    int16_t[:, ::1] codes,          # OUT (n_centers, n_features)
-    double[::1] scales,             # OUT (n_centers,)
-    double[::1] errors,             # OUT (n_centers,)
-    double[::1] sq_lengths,         # OUT (n_centers,) of the fine points
-):
-    """c - origin = scale p + e: int16 p, small enough for products with int8 rows in 32 bits."""
-    cdef int64_t k = centers.shape[0]
-    cdef int32_t limit = min(32767, (2**31 - 1) // (127 * centers.shape[1]))
-    if (codes.shape[0] != k or codes.shape[1] != centers.shape[1] or origin.shape[0] != centers.shape[1]
-            or scales.shape[0] != k or errors.shape[0] != k or sq_lengths.shape[0] != k):
-        raise ValueError("pack_fine_columns: shapes do not fit together.")
-    if k == 0:
-        return
-    with nogil:
-        kernels.pack_fine_columns(&centers[0, 0], k, centers.shape[1], &origin[0], limit, &codes[0, 0], &scales[0],
-                                  &errors[0], &sq_lengths[0])
+cdef skivfpq_fine_points fine_points_of(fine, int64_t n, int64_t n_features) except *:
+    """The fine points of n rows; their arrays are kept alive by the caller."""
+    cdef const int16_t[:, ::1] codes
+    cdef const float[::1] scales, errors
+    cdef const int32_t[::1] sq_norms
+    codes, scales, errors, sq_norms = fine
+    if (codes.shape[0] != n or codes.shape[1] != n_features or scales.shape[0] != n or errors.shape[0] != n
+            or sq_norms.shape[0] != n):
+        raise ValueError("scan: shapes of rows and fine points do not fit together.")
+    return skivfpq_fine_points(&codes[0, 0], &scales[0], &errors[0], &sq_norms[0])
 
 
 cdef skivfpq_scan scan_of_rows(const floating[:, ::1] X, plane, packed) except *:
     """The rows of a scan; the arrays behind its pointers are kept alive by X, plane and packed."""
     cdef skivfpq_scan scan
     cdef const uint8_t[:, :, :, ::1] codes
-    cdef const int32_t[::1] sq_norms, fine_sq_norms
-    cdef const float[::1] errors, fine_scales, fine_errors
-    cdef const int8_t[:, ::1] fine_codes
+    cdef const int32_t[::1] sq_norms
+    cdef const float[::1] errors
     cdef const float[:, :, ::1] tiles
     cdef const double[::1] lengths, origin
     scan.X, scan.is_f64, scan.n_features = <const void *>&X[0, 0], floating is double, X.shape[1]
@@ -609,15 +592,11 @@ cdef skivfpq_scan scan_of_rows(const floating[:, ::1] X, plane, packed) except *
         scan.lanes.scale = packed.scale
     if plane is None:
         return scan
-    fine_codes, fine_scales, fine_errors, fine_sq_norms = plane.fine
     codes, sq_norms, errors = plane.codes, plane.sq_norms, plane.errors
     if (codes.shape[0] * codes.shape[2] < X.shape[0] or errors.shape[0] != X.shape[0]
-            or sq_norms.shape[0] != X.shape[0] or fine_codes.shape[0] != X.shape[0]
-            or fine_codes.shape[1] != X.shape[1] or fine_scales.shape[0] != X.shape[0]
-            or fine_errors.shape[0] != X.shape[0] or fine_sq_norms.shape[0] != X.shape[0]):
+            or sq_norms.shape[0] != X.shape[0]):
         raise ValueError("scan: shapes of X and plane do not fit together.")
-    scan.fine_rows.codes, scan.fine_rows.scales = &fine_codes[0, 0], &fine_scales[0]
-    scan.fine_rows.errors, scan.fine_rows.sq_norms = &fine_errors[0], &fine_sq_norms[0]
+    scan.fine_rows = fine_points_of(plane.fine, X.shape[0], X.shape[1])
     scan.codes, scan.sq_norms, scan.errors = &codes[0, 0, 0, 0], &sq_norms[0], &errors[0]
     scan.row_scale, scan.units = plane.scale, codes.shape[1]
     return scan
@@ -628,24 +607,20 @@ cdef skivfpq_scan scan_of(const floating[:, ::1] X, plane, panels) except *:
     cdef skivfpq_scan scan = scan_of_rows(X, plane, None)
     cdef const double[:, ::1] centers = panels.centers
     cdef const int8_t[:, ::1] codes
-    cdef const int16_t[:, ::1] fine_codes
     cdef const int32_t[::1] starts, ids
-    cdef const double[::1] far_lengths, drifts, moved, fine_scales, fine_errors, fine_sq_lengths
+    cdef const double[::1] far_lengths, drifts, moved
     if centers.shape[1] != X.shape[1]:
         raise ValueError("scan: shapes of X and centers do not fit together.")
     scan.centers = &centers[0, 0]
     scan.n_columns, scan.n_far, scan.drifts = centers.shape[0], 0, NULL
     if plane is None:
         return scan
-    fine_codes, fine_scales, fine_errors, fine_sq_lengths = panels.fine
     codes, starts, ids, far_lengths = panels.packed, panels.starts, panels.ids, panels.far_lengths
-    if (fine_codes.shape[0] != centers.shape[0] or fine_codes.shape[1] != X.shape[1]
-            or codes.shape[1] != scan.units * 4 * kernels.scan_shape.columns
+    if (codes.shape[1] != scan.units * 4 * kernels.scan_shape.columns
             or codes.shape[0] * kernels.scan_shape.columns < ids.shape[0] - far_lengths.shape[0]
             or starts.shape[0] != codes.shape[0] * kernels.scan_shape.columns):
         raise ValueError("scan: shapes of X, plane and panels do not fit together.")
-    scan.fine_columns.codes, scan.fine_columns.scales = &fine_codes[0, 0], &fine_scales[0]
-    scan.fine_columns.errors, scan.fine_columns.sq_lengths = &fine_errors[0], &fine_sq_lengths[0]
+    scan.fine_centers = fine_points_of(panels.fine, centers.shape[0], X.shape[1])
     scan.n_far = far_lengths.shape[0]
     scan.n_columns = ids.shape[0] - scan.n_far
     scan.panels = &codes[0, 0] if scan.n_columns else NULL

@@ -22,8 +22,8 @@
 
 #define SUPERBLOCK 8      /* blocks that share a chunk of panels while it is in the cache */
 #define CHUNK_BYTES 16384
-#define GUESS_STRIDE 16   /* rows without a label start from the best of every so many panels */
-#define EXACT_PAYS 0.75  /* of the panels, below which an exact distance may bring them: its time is that of a few */
+#define GUESS_STRIDE 4    /* rows without a label start from the best of every so many panels */
+#define AHEAD 2         /* rows whose points are fetched before they are needed */
 #define LIST 32         /* survivors that a row can keep before they must be evaluated */
 #define ROUNDING 1e-9   /* more than float64 sums of 1e6 squares are off by, relatively */
 
@@ -114,61 +114,44 @@ double PACK_COLUMNS(const float *Y, int64_t k, int64_t width, double scale, cons
     return error;
 }
 
-/* Fine points of rows: int8 with a scale for each row. */
-void PACK_FINE_ROWS(const void *X, int is_f64, int64_t n, int64_t d, const float *origin,
-                    int8_t *codes, float *scales, float *errors, int32_t *sq_norms) {
-    float v[d];
+/* Fine points: int16 with a scale for each row, so short that the product of two of them fits 32 bits. */
+typedef int16_t shorts8 __attribute__((vector_size(16), aligned(2)));
+#define FINE_LENGTH 46000.0f /* and what float sums and rounding of 2^14 levels add: its square is below 2^31 */
+#define FINE_LARGEST 32767.0f
+#define FINE_LEAST 1e-15f /* rows of less are zeros, for their squares could be lost, and so are those whose overflow */
+
+void PACK_FINE(const void *X, int is_f64, int64_t n, int64_t d, const float *origin, int16_t *codes, float *scales,
+               float *errors, int32_t *sq_norms) {
+    float v[d + 8];
+    for (int l = 0; l < 8; l++) v[d + l] = 0;
     for (int64_t i = 0; i < n; i++) {
         const float *x32 = (const float *)X + i * d;
         const double *x64 = (const double *)X + i * d;
-        float largest = 0;
         for (int64_t j = 0; j < d; j++) v[j] = is_f64 ? (float)(x64[j] - (double)origin[j]) : x32[j] - origin[j];
+        lanes8 squares = {0}, sq_error = {0}, size;
+        float largest = 0, square = 0;
+        for (int64_t j = 0; j < d; j += 8) squares += *(lanes8 *)(v + j) * *(lanes8 *)(v + j);
         for (int64_t j = 0; j < d; j++) largest = fabsf(v[j]) > largest ? fabsf(v[j]) : largest;
-        scales[i] = largest / 126.99f;
-        quantized q = quantize(v, d, scales[i], codes + i * d);
-        sq_norms[i] = q.sq_norm;
-        errors[i] = (float)(rounding_error(q, d, scales[i]) * (1 + 1e-6));
-    }
-}
-
-/* Fine points of columns: int16 up to limit, so that no product overflows 32 bits. Squares of what is
- * left may underflow; 1e-160 is more than that. Levels not within the limit, where the inverse overflows, become 0. */
-typedef int64_t longs4 __attribute__((vector_size(32), aligned(8)));
-typedef int16_t shorts4 __attribute__((vector_size(8), aligned(2)));
-#define TO_INTEGER64 6755399441055744.0 /* 1.5 * 2^52 */
-
-void PACK_FINE_COLUMNS(const double *centers, int64_t k, int64_t d, const float *origin, int32_t limit,
-                       int16_t *codes, double *scales, double *errors, double *sq_lengths) {
-    for (int64_t i = 0; i < k; i++) {
-        const double *c = centers + i * d;
-        double largest = 0, sq_error = 0, sq_norm = 0;
-        for (int64_t j = 0; j < d; j++) {
-            double size = fabs(c[j] - origin[j]);
-            largest = size > largest ? size : largest;
+        for (int l = 0; l < 8; l++) square += squares[l];
+        float scale = 0;
+        if (largest >= FINE_LEAST && square < INFINITY)
+            scale = fmaxf(sqrtf(square) / FINE_LENGTH, largest / (FINE_LARGEST - 1));
+        float inverse = scale > 0 ? 1 / scale : 0;
+        ints8 sq_norm = {0};
+        quantized q = {0, 0, 0, 0};
+        for (int64_t j = 0; j < d; j += 8) {
+            lanes8 value = *(lanes8 *)(v + j), level = value * inverse + TO_INTEGER - TO_INTEGER;
+            size = level * level;
+            level = (lanes8)((size <= FINE_LARGEST * FINE_LARGEST) & (ints8)level);
+            lanes8 rest = value - level * scale;
+            ints8 whole = __builtin_convertvector(level, ints8);
+            sq_error += rest * rest, sq_norm += whole * whole;
+            if (j + 8 <= d) *(shorts8 *)(codes + i * d + j) = __builtin_convertvector(whole, shorts8);
+            else for (int l = 0; j + l < d; l++) codes[i * d + j + l] = (int16_t)whole[l];
         }
-        scales[i] = largest / limit;
-        double inverse = scales[i] > 0 ? 1 / scales[i] : 0;
-        terms4 sq_errors = {0}, sq_norms = {0};
-        int64_t j = 0;
-        for (; j + 4 <= d; j += 4) {
-            terms4 value = *(const terms4 *)(c + j) - __builtin_convertvector(*(const f32x4 *)(origin + j), terms4);
-            terms4 level = value * inverse + TO_INTEGER64 - TO_INTEGER64;
-            longs4 within = (level <= (double)limit) & (level >= (double)-limit);
-            level = (terms4)((longs4)level & within);
-            terms4 rest = value - level * scales[i];
-            sq_errors += rest * rest, sq_norms += level * level;
-            *(shorts4 *)(codes + i * d + j) = __builtin_convertvector(level, shorts4);
-        }
-        for (int l = 0; l < 4; l++) sq_error += sq_errors[l], sq_norm += sq_norms[l];
-        for (; j < d; j++) {
-            double value = c[j] - origin[j], level = rint(value * inverse);
-            level = fabs(level) <= limit ? level : 0;
-            double rest = value - scales[i] * level;
-            codes[i * d + j] = (int16_t)level;
-            sq_error += rest * rest, sq_norm += level * level;
-        }
-        sq_lengths[i] = scales[i] * scales[i] * sq_norm;
-        errors[i] = sqrt(sq_error) * (1 + 1e-6) + 1e-160 * sqrt((double)d);
+        for (int l = 0; l < 8; l++) q.sq_error += sq_error[l], q.sq_norm += sq_norm[l];
+        scales[i] = scale, sq_norms[i] = q.sq_norm;
+        errors[i] = (float)(rounding_error(q, d, scale) * (1 + 1e-6));
     }
 }
 
@@ -176,7 +159,7 @@ void PACK_FINE_COLUMNS(const double *centers, int64_t k, int64_t d, const float 
 
 int PACK_PLANE(const void *X, int is_f64, int64_t d, int64_t first, int64_t last, const skivfpq_embedding *e,
                double scale, int64_t units, int64_t lanes, uint8_t *codes, int32_t *sq_norms, float *errors,
-               int8_t *fine_codes, float *fine_scales, float *fine_errors, int32_t *fine_sq_norms) {
+               int16_t *fine_codes, float *fine_scales, float *fine_errors, int32_t *fine_sq_norms) {
     float *Y = malloc(sizeof(float) * PACKED_ROWS * e->width), bounds[PACKED_ROWS];
     int status = Y ? 0 : -1;
     for (int64_t i = first; i < last && status == 0; i += PACKED_ROWS) {
@@ -186,8 +169,8 @@ int PACK_PLANE(const void *X, int is_f64, int64_t d, int64_t first, int64_t last
         if (status) break;
         PACK_ROWS(Y, n, e->width, scale, bounds, units, lanes, codes + i * units * 4, sq_norms + i, errors + i);
         if (fine_codes)
-            PACK_FINE_ROWS(rows, is_f64, n, d, e->origin, fine_codes + i * d, fine_scales + i, fine_errors + i,
-                           fine_sq_norms + i);
+            PACK_FINE(rows, is_f64, n, d, e->origin, fine_codes + i * d, fine_scales + i, fine_errors + i,
+                      fine_sq_norms + i);
     }
     free(Y);
     return status;
@@ -204,6 +187,7 @@ typedef struct {
     double low[BLOCK];       /* and no nearer than this */
     double exact[BLOCK];     /* its squared distance; -1 until it is needed */
     double second[BLOCK];    /* no other center that was evaluated is nearer than this */
+    double sought[BLOCK];    /* centers farther than this do not matter */
     int32_t labels[BLOCK], n_survivors[BLOCK];
     int32_t thresholds[BLOCK], caps[BLOCK];
     survivor survivors[BLOCK][LIST];
@@ -224,44 +208,68 @@ static int set_threshold(const skivfpq_scan *s, int64_t row, double distance, in
 /* What the scan of some rows works with. */
 typedef struct {
     const skivfpq_scan *s;
-    double margin;  /* other centers are sought within the best distance plus this */
+    double margin;  /* the second nearest center is sought within the best distance plus this */
     int64_t budget; /* evaluations left before the lane kernel is the faster way */
     block_state blocks[SUPERBLOCK];
 } workspace;
 
-/* <q, p> of int8 and int16. */
-static inline int32_t product(const int8_t *q, const int16_t *p, int64_t d) {
-    int32_t sum = 0;
+/* <q, p> of a fine point and some others, of the rows labels (TOGETHER,) of codes (k, d). */
+#define TOGETHER 4
+
+static inline void products(const int16_t *q, const int16_t *codes, const int32_t *labels, int64_t d, int32_t *dots) {
     int64_t j = 0;
+    const int16_t *p[TOGETHER];
+    for (int c = 0; c < TOGETHER; c++) p[c] = codes + labels[c] * d, dots[c] = 0;
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
-    __m512i sums = _mm512_setzero_si512(), others = sums;
-    for (; j + 64 <= d; j += 64) {
-        __m512i low = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const void *)(q + j)));
-        __m512i high = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const void *)(q + j + 32)));
-        /* asm: GCC copies the sums around the intrinsic. */
-        asm("vpdpwssd %2, %1, %0" : "+v"(sums) : "v"(low), "m"(*(const __m512i_u *)(p + j)));
-        asm("vpdpwssd %2, %1, %0" : "+v"(others) : "v"(high), "m"(*(const __m512i_u *)(p + j + 32)));
+    __m512i sums0 = _mm512_setzero_si512(), sums1 = sums0, sums2 = sums0, sums3 = sums0;
+    /* asm: GCC copies the sums around the intrinsic. */
+#define ADD_PRODUCTS(c) \
+    asm("vpdpwssd %2, %1, %0" : "+v"(sums##c) : "v"(levels), "m"(*(const __m512i_u *)(p[c] + j)));
+    for (; j + 32 <= d; j += 32) {
+        __m512i levels = _mm512_loadu_si512(q + j);
+        ADD_PRODUCTS(0) ADD_PRODUCTS(1) ADD_PRODUCTS(2) ADD_PRODUCTS(3)
     }
-    sum = _mm512_reduce_add_epi32(_mm512_add_epi32(sums, others));
+    dots[0] = _mm512_reduce_add_epi32(sums0), dots[1] = _mm512_reduce_add_epi32(sums1);
+    dots[2] = _mm512_reduce_add_epi32(sums2), dots[3] = _mm512_reduce_add_epi32(sums3);
 #endif
-    for (; j < d; j++) sum += (int32_t)(int16_t)q[j] * p[j];
-    return sum;
+    for (int c = 0; c < TOGETHER && j < d; c++)
+        for (int64_t l = j; l < d; l++) dots[c] += (int32_t)q[l] * p[c][l];
 }
 
-/* Between what |x - c| lies: the distance of their fine points, less and more both errors. */
+/* |x - c|^2 by their fine points, up to slack; the points' own errors add up to error. */
+typedef struct {
+    double square, slack, error;
+} fine_square;
+
+static inline fine_square fine_sq_distance(const skivfpq_scan *s, int64_t row, int64_t label, int32_t dot) {
+    const skivfpq_fine_points *x = &s->fine_rows, *c = &s->fine_centers;
+    double x_scale = x->scales[row], c_scale = c->scales[label];
+    double sq_norms = x_scale * x_scale * x->sq_norms[row] + c_scale * c_scale * c->sq_norms[label];
+    return (fine_square){sq_norms - 2 * x_scale * c_scale * dot, 1e-12 * sq_norms,
+                         (double)x->errors[row] + c->errors[label]};
+}
+
+/* Whether |x - c| is more than a distance, without a root. */
+static inline int is_beyond(fine_square fine, double distance) {
+    double reach = (distance + fine.error) * (1 + 2 * ROUNDING);
+    return fine.square - fine.slack > reach * reach;
+}
+
+/* Between what |x - c| lies. */
 typedef struct {
     double low, high;
 } interval;
 
-static inline interval fine_distance(const skivfpq_scan *s, int64_t row, int64_t label) {
-    const skivfpq_fine_rows *x = &s->fine_rows;
-    const skivfpq_fine_columns *c = &s->fine_columns;
-    int32_t dot = product(x->codes + row * s->n_features, c->codes + label * s->n_features, s->n_features);
-    double sq_norms = (double)x->scales[row] * x->scales[row] * x->sq_norms[row] + c->sq_lengths[label];
-    double sq_gap = sq_norms - 2 * (double)x->scales[row] * c->scales[label] * dot, slack = 1e-12 * sq_norms;
-    double error = (double)x->errors[row] + c->errors[label];
-    return (interval){(sq_gap > slack ? sqrt(sq_gap - slack) * (1 - ROUNDING) : 0) - error,
-                      sqrt((sq_gap > 0 ? sq_gap : 0) + slack) * (1 + ROUNDING) + error};
+static inline interval fine_distance(fine_square fine) {
+    double low = fine.square - fine.slack, high = (fine.square > 0 ? fine.square : 0) + fine.slack;
+    return (interval){(low > 0 ? sqrt(low) * (1 - ROUNDING) : 0) - fine.error,
+                      sqrt(high) * (1 + ROUNDING) + fine.error};
+}
+
+static inline interval distance_to(const skivfpq_scan *s, int64_t row, int64_t label) {
+    int32_t dots[TOGETHER], labels[TOGETHER] = {(int32_t)label, (int32_t)label, (int32_t)label, (int32_t)label};
+    products(s->fine_rows.codes + row * s->n_features, s->fine_centers.codes, labels, s->n_features, dots);
+    return fine_distance(fine_sq_distance(s, row, label, dots[0]));
 }
 
 static inline double exact_sq_distance(const skivfpq_scan *s, int64_t row, int64_t label) {
@@ -277,47 +285,77 @@ static inline void prefetch(const void *memory, int64_t size) {
     for (int64_t byte = 0; byte < size; byte += 64) __builtin_prefetch((const char *)memory + byte);
 }
 
-/* The label of a row, its squared distance or -1, what that lies between, and the threshold that follows; where it does
- * not fit the old one serves. */
-static void set_label(workspace *w, block_state *b, int r, int64_t label, double exact, interval distance) {
+/* The label of a row, its squared distance or -1, and what that lies between. */
+static void set_label(block_state *b, int r, int64_t label, double exact, interval distance) {
     b->labels[r] = (int32_t)label, b->exact[r] = exact, b->low[r] = distance.low;
-    if (!(distance.high < b->upper[r])) return;
-    b->upper[r] = distance.high;
-    set_threshold(w->s, b->rows[r], b->upper[r] + w->margin, b->thresholds + r, b->caps + r);
+    b->upper[r] = distance.high < b->upper[r] ? distance.high : b->upper[r];
 }
 
-/* Evaluates the survivors of a row, best score first, as long as they can matter. */
+/* Seeks no farther than the second nearest, nor than margin beyond the nearest; where the threshold that follows
+ * does not fit, the old one serves. */
+static void seek(workspace *w, block_state *b, int r) {
+    double sought = fmax(b->upper[r], fmin(b->second[r], b->upper[r] + w->margin));
+    if (!(sought < b->sought[r])) return;
+    b->sought[r] = sought;
+    set_threshold(w->s, b->rows[r], sought, b->thresholds + r, b->caps + r);
+}
+
+/* Compares a row with a center of which it knows the product. */
+static void compare(workspace *w, block_state *b, int r, int64_t label, int32_t dot) {
+    const skivfpq_scan *s = w->s;
+    int64_t row = b->rows[r];
+    fine_square fine = fine_sq_distance(s, row, label, dot);
+    w->budget--;
+    if (label == b->labels[r] || is_beyond(fine, b->sought[r])) return;
+    interval distance = fine_distance(fine);
+    double farther = distance.low; /* of the two centers, at least */
+    if (distance.high < b->low[r]) {
+        farther = b->low[r];
+        set_label(b, r, label, -1, distance);
+    } else if (!(distance.low > b->upper[r])) {
+        double exact = exact_sq_distance(s, row, label), before = b->exact[r];
+        if (before < 0) before = exact_sq_distance(s, row, b->labels[r]);
+        w->budget -= 3;
+        int nearer = exact < before || (exact == before && label < b->labels[r]);
+        farther = exact_distance(nearer ? before : exact).low;
+        if (nearer) set_label(b, r, label, exact, exact_distance(exact));
+        else set_label(b, r, b->labels[r], before, exact_distance(before));
+    }
+    b->second[r] = farther < b->second[r] ? farther : b->second[r];
+    seek(w, b, r);
+}
+
+/* Brings the fine points of a row and of its first survivors nearer. */
+static void fetch_points(const skivfpq_scan *s, const block_state *b, int r) {
+    int64_t d = s->n_features, size = d * sizeof(int16_t);
+    if (b->n_survivors[r] < 2) return; /* its own center is one */
+    prefetch(s->fine_rows.codes + b->rows[r] * d, size);
+    for (int i = 0; i < b->n_survivors[r] && i < TOGETHER; i++)
+        prefetch(s->fine_centers.codes + s->ids[b->survivors[r][i].column] * d, size);
+}
+
+/* Evaluates the survivors of a row, some together, among the first the one of the best score; as long as they can
+ * matter. */
 static void evaluate(workspace *w, block_state *b, int r) {
     const skivfpq_scan *s = w->s;
     survivor *list = b->survivors[r];
-    int64_t d = s->n_features, row = b->rows[r];
-    for (int i = 0; i < b->n_survivors[r] && i < 8; i++)
-        prefetch(s->fine_columns.codes + s->ids[list[i].column] * d, d * sizeof(int16_t));
-    for (int n = b->n_survivors[r]; n > 0 && w->budget >= 0;) {
-        int best = 0;
-        for (int i = 1; i < n; i++)
-            if (list[i].score > list[best].score) best = i;
-        survivor candidate = list[best];
-        list[best] = list[--n];
-        if (candidate.score < b->thresholds[r]) break;
-        int64_t label = s->ids[candidate.column];
-        if (label == b->labels[r]) continue;
-        w->budget--;
-        interval distance = fine_distance(s, row, label);
-        double farther = distance.low; /* of the two centers, at least */
-        if (distance.high < b->low[r]) {
-            farther = b->low[r];
-            set_label(w, b, r, label, -1, distance);
-        } else if (!(distance.low > b->upper[r])) {
-            double exact = exact_sq_distance(s, row, label), before = b->exact[r];
-            if (before < 0) before = exact_sq_distance(s, row, b->labels[r]);
-            w->budget -= 3;
-            int nearer = exact < before || (exact == before && label < b->labels[r]);
-            farther = exact_distance(nearer ? before : exact).low;
-            if (nearer) set_label(w, b, r, label, exact, exact_distance(exact));
-            else set_label(w, b, r, b->labels[r], before, exact_distance(before));
+    int n = b->n_survivors[r], best = 0;
+    for (int i = 1; i < n; i++) best = list[i].score > list[best].score ? i : best;
+    if (n) {
+        survivor first = list[0];
+        list[0] = list[best], list[best] = first;
+    }
+    for (int i = 0; i < n && w->budget >= 0;) {
+        int32_t labels[TOGETHER] = {b->labels[r]}, dots[TOGETHER];
+        int n_labels = 0;
+        for (; i < n && n_labels < TOGETHER; i++) {
+            int32_t label = s->ids[list[i].column];
+            if (list[i].score >= b->thresholds[r] && label != b->labels[r]) labels[n_labels++] = label;
         }
-        b->second[r] = farther < b->second[r] ? farther : b->second[r];
+        if (n_labels == 0) break;
+        for (int c = n_labels; c < TOGETHER; c++) labels[c] = labels[0];
+        products(s->fine_rows.codes + b->rows[r] * s->n_features, s->fine_centers.codes, labels, s->n_features, dots);
+        for (int c = 0; c < n_labels; c++) compare(w, b, r, labels[c], dots[c]);
     }
     b->n_survivors[r] = 0;
 }
@@ -325,6 +363,14 @@ static void evaluate(workspace *w, block_state *b, int r) {
 static void add_survivor(workspace *w, block_state *b, int r, int32_t column, int32_t score) {
     if (b->n_survivors[r] == LIST) evaluate(w, b, r);
     b->survivors[r][b->n_survivors[r]++] = (survivor){column, score};
+}
+
+/* The hits of four columns, or of as many as are in use, 16 rows each. */
+#define HITS ((COLUMNS + 3) / 4 * 4)
+
+static inline uint64_t hits_of_four(const uint16_t *hits, int columns) {
+    uint64_t four = hits[0] | (uint64_t)hits[1] << 16 | (uint64_t)hits[2] << 32 | (uint64_t)hits[3] << 48;
+    return columns < 4 ? four & (((uint64_t)1 << 16 * columns) - 1) : four;
 }
 
 /* How many columns of a panel are in use. */
@@ -337,7 +383,7 @@ static inline int columns_of(const skivfpq_scan *s, int64_t panel) {
 static void guess_labels(const skivfpq_scan *s, block_state *b) {
     int32_t out[COLUMNS][BLOCK] __attribute__((aligned(64)));
     int32_t thresholds[BLOCK], caps[BLOCK], best[BLOCK], columns[BLOCK];
-    uint32_t hits[COLUMNS];
+    uint16_t hits[HITS];
     for (int r = 0; r < BLOCK; r++) {
         double sq_norm = b->rows[r] < 0 ? 0 : s->sq_norms[b->rows[r]];
         thresholds[r] = WRAPS ? (int32_t)(s->row_scale * sq_norm / (2 * s->column_scale)) - 65000 : -1000000000;
@@ -356,7 +402,7 @@ static void guess_labels(const skivfpq_scan *s, block_state *b) {
     for (int r = 0; r < BLOCK; r++)
         if (b->rows[r] >= 0 && b->labels[r] < 0) {
             b->labels[r] = s->ids[columns[r]];
-            interval distance = fine_distance(s, b->rows[r], b->labels[r]);
+            interval distance = distance_to(s, b->rows[r], b->labels[r]);
             if (!(distance.high < INFINITY)) distance = exact_distance(exact_sq_distance(s, b->rows[r], b->labels[r]));
             b->upper[r] = distance.high, b->low[r] = distance.low;
         }
@@ -378,7 +424,7 @@ static void start_block(workspace *w, block_state *b, const int32_t *rows, int64
     }
     if (unlabelled) guess_labels(s, b);
     for (int r = 0; r < n_rows && r < BLOCK; r++) {
-        double u = b->upper[r] + w->margin;
+        double u = b->sought[r] = b->upper[r] + w->margin;
         if (!set_threshold(s, b->rows[r], u, b->thresholds + r, b->caps + r)) b->labels[r] = -1; /* not served */
         double length = s->row_scale * sqrt(s->sq_norms[b->rows[r]]) + s->errors[b->rows[r]]; /* of y, at most */
         for (int64_t f = 0; f < s->n_far && b->labels[r] >= 0; f++)
@@ -391,16 +437,16 @@ static void start_block(workspace *w, block_state *b, const int32_t *rows, int64
 static void scan_panels(workspace *w, block_state *b, int64_t first, int64_t last) {
     const skivfpq_scan *s = w->s;
     int32_t out[COLUMNS][BLOCK] __attribute__((aligned(64)));
-    uint32_t hits[COLUMNS];
+    uint16_t hits[HITS] = {0};
     for (int64_t p = first; p < last; p++) {
         int columns = columns_of(s, p);
         if (!score_block(b->codes, s->panels + p * s->units * COLUMNS * 4, s->starts + p * COLUMNS, s->units,
                          columns, b->thresholds, b->caps, out, hits))
             continue;
-        for (int c = 0; c < columns; c++)
-            for (uint32_t left = hits[c]; left; left &= left - 1) {
-                int r = __builtin_ctz(left);
-                add_survivor(w, b, r, (int32_t)(p * COLUMNS + c), out[c][r] + b->thresholds[r]);
+        for (int c = 0; c < columns; c += 4)
+            for (uint64_t left = hits_of_four(hits + c, columns - c); left; left &= left - 1) {
+                int hit = __builtin_ctzll(left), r = hit % BLOCK, column = c + hit / BLOCK;
+                add_survivor(w, b, r, (int32_t)(p * COLUMNS + column), out[column][r] + b->thresholds[r]);
             }
     }
 }
@@ -412,41 +458,53 @@ static void scan_superblock(workspace *w, int n_blocks, int64_t n_panels) {
         for (int i = 0; i < n_blocks && w->budget >= 0; i++)
             scan_panels(w, w->blocks + i, p, p + chunk < n_panels ? p + chunk : n_panels);
     for (int i = 0; i < n_blocks && w->budget >= 0; i++)
-        for (int r = 0; r < BLOCK; r++)
-            if (w->blocks[i].rows[r] >= 0 && w->blocks[i].labels[r] >= 0) evaluate(w, w->blocks + i, r);
+        for (int r = 0; r < BLOCK; r++) {
+            block_state *b = w->blocks + i;
+            if (r + AHEAD < BLOCK) fetch_points(w->s, b, r + AHEAD);
+            if (b->rows[r] >= 0 && b->labels[r] >= 0) evaluate(w, b, r);
+        }
 }
 
-/* How many panels hold the centers that may have come within the distance u of a row: all other centers
- * were at least lower away, and those behind the first j have since moved by drifts[j] at most. */
-static int64_t panels_needed(const skivfpq_scan *s, double u, double lower) {
-    double gap = (lower - u) * (1 - ROUNDING) - ROUNDING * u;
-    int64_t first = 0; /* the first column whose drift is less than the gap */
-    for (int64_t left = s->n_columns, half; left > 0; left -= half) {
-        half = (left + 1) / 2;
-        first += s->drifts[first + half - 1] < gap ? 0 : half;
+/* All centers but a row's own, within u, were at least lower away: those that have moved less than this are no
+ * nearer than u. */
+static double free_drift(double u, double lower) { return (lower - u) * (1 - ROUNDING) - ROUNDING * u; }
+
+/* How many panels hold centers that have moved so much or more, by steps of drift: a few more than do. */
+#define STEPS 1024
+
+typedef struct {
+    double step;
+    int32_t panels[STEPS + 1];
+} drift_table;
+
+static void fill_table(const skivfpq_scan *s, int64_t n_panels, drift_table *table) {
+    table->step = fmax(n_panels ? s->drifts[0] / STEPS * (1 + ROUNDING) : 0, 1e-300);
+    for (int64_t i = STEPS, p = 0; i >= 0; i--) {
+        while (p < n_panels && !(s->drifts[p * COLUMNS] < table->step * i)) p++;
+        table->panels[i] = (int32_t)p;
     }
-    return (first + COLUMNS - 1) / COLUMNS;
+}
+
+static int64_t panels_beyond(const drift_table *table, double drift) {
+    double steps = drift / table->step;
+    return table->panels[steps > 0 ? steps < STEPS ? (int)steps : STEPS : 0]; /* 0 if it is no number */
 }
 
 /* Sorts rows by the panels that they need, most first; returns how many need any. starts: zeros. Sets upper and
  * lows, between which the centers of the rows are. */
 static int64_t sort_rows(const skivfpq_scan *s, int64_t first_row, int64_t last_row, int64_t n_panels,
-                         const int32_t *labels, double *upper, const double *lower, int64_t *starts, int32_t *needs,
+                         const drift_table *table, const int32_t *labels, double *upper, const double *lower, int64_t *starts, int32_t *needs,
                          int32_t *rows, float *lows) {
     for (int64_t row = first_row; row < last_row; row++) {
         int32_t label = labels[row];
         double u = label < 0 ? INFINITY : upper[row] + s->moved[label];
-        int64_t need = panels_needed(s, u, lower[row]);
+        int64_t need = s->n_columns && s->drifts[0] < free_drift(u, lower[row]) ? 0 : n_panels;
         lows[row] = 0;
         if (need && label >= 0) {
-            interval distance = fine_distance(s, row, label);
+            interval distance = distance_to(s, row, label);
+            if (!(distance.high < INFINITY)) distance = exact_distance(exact_sq_distance(s, row, label));
             u = distance.high < u ? distance.high : u;
-            need = lower[row] > u ? panels_needed(s, u, lower[row]) : n_panels;
-            int64_t least = lower[row] > distance.low ? panels_needed(s, distance.low, lower[row]) : n_panels;
-            if (!(u < INFINITY) || least < EXACT_PAYS * need) {
-                distance = exact_distance(exact_sq_distance(s, row, label));
-                u = distance.high, need = panels_needed(s, u, lower[row]);
-            }
+            need = panels_beyond(table, free_drift(u, lower[row]));
             lows[row] = (float)(distance.low * (1 - 1e-7));
         }
         upper[row] = u;
@@ -472,8 +530,7 @@ static int64_t finish_block(workspace *w, block_state *b, double unscanned, int3
             continue;
         }
         labels[row] = b->labels[r], upper[row] = b->upper[r];
-        double sought = (b->upper[r] + w->margin) * (1 - ROUNDING);
-        lower[row] = fmin(fmin(sought, b->second[r]), lower[row] - unscanned);
+        lower[row] = fmin(fmin(b->sought[r] * (1 - ROUNDING), b->second[r]), lower[row] - unscanned);
     }
     return n_unserved;
 }
@@ -481,16 +538,19 @@ static int64_t finish_block(workspace *w, block_state *b, double unscanned, int3
 int64_t CERTIFIED_NEAREST(const skivfpq_scan *s, int64_t first_row, int64_t last_row, double margin,
                           int32_t *labels, double *upper, double *lower, int64_t *unserved) {
     int64_t n_panels = (s->n_columns + COLUMNS - 1) / COLUMNS, n_unserved = 0;
-    int64_t allowed = s->n_columns / 16 * SUPERBLOCK * BLOCK; /* an evaluation costs less than ten lane scores */
+    int64_t d = s->n_features;
+    int64_t allowed = s->n_columns * d / (700 + 4 * d) * SUPERBLOCK * BLOCK; /* half of the lane kernel's time */
     workspace *w = malloc(sizeof(workspace));
     int64_t *starts = calloc(n_panels + 2, sizeof(int64_t));
     int32_t *needs = malloc(sizeof(int32_t) * (last_row - first_row));
     int32_t *rows = malloc(sizeof(int32_t) * (last_row - first_row));
     uint8_t *memory = malloc((SUPERBLOCK + 1) * s->units * 64 + 64);
     float *lows = malloc(sizeof(float) * (last_row - first_row));
+    drift_table table;
+    fill_table(s, n_panels, &table);
     int failed = !w || !starts || !needs || !rows || !memory || !lows;
     int64_t n_rows = failed ? 0
-                            : sort_rows(s, first_row, last_row, n_panels, labels, upper, lower, starts, needs, rows,
+                            : sort_rows(s, first_row, last_row, n_panels, &table, labels, upper, lower, starts, needs, rows,
                                         lows - first_row);
     if (!failed) {
         w->s = s, w->margin = margin, w->budget = 0;
@@ -571,7 +631,7 @@ static void evaluate_pending(closer_search *w) {
     w->n_evaluated += w->n_pending;
     for (int i = 0; i < w->n_pending; i++) {
         pair p = w->pending[i];
-        if (fine_distance(s, p.row, p.candidate).low > sqrt(w->closest[p.row]) * (1 + ROUNDING)) continue;
+        if (distance_to(s, p.row, p.candidate).low > sqrt(w->closest[p.row]) * (1 + ROUNDING)) continue;
         prefetch((const char *)s->X + p.row * d * size, d * size);
         w->pending[n++] = p;
     }
@@ -582,7 +642,7 @@ static void evaluate_pending(closer_search *w) {
 static inline void add_pending(closer_search *w, int64_t row, int64_t candidate) {
     if (w->closest[row] == 0) return;
     if (w->n_pending == PENDING) evaluate_pending(w);
-    prefetch(w->s->fine_rows.codes + row * w->s->n_features, w->s->n_features);
+    prefetch(w->s->fine_rows.codes + row * w->s->n_features, w->s->n_features * sizeof(int16_t));
     w->pending[w->n_pending++] = (pair){(int32_t)row, (int32_t)candidate};
 }
 
@@ -591,7 +651,7 @@ static void search_closer(closer_search *w, const int32_t *thresholds, const int
                           int64_t last) {
     const skivfpq_scan *s = w->s;
     int32_t out[COLUMNS][BLOCK] __attribute__((aligned(64)));
-    uint32_t hits[COLUMNS];
+    uint16_t hits[HITS] = {0};
     int64_t n_panels = (s->n_columns + COLUMNS - 1) / COLUMNS;
     for (int64_t i = first; i < last; i += BLOCK)
         for (int64_t p = 0; p < n_panels; p++) {
@@ -599,10 +659,11 @@ static void search_closer(closer_search *w, const int32_t *thresholds, const int
             if (!score_block(s->codes + i * s->units * 4, s->panels + p * s->units * COLUMNS * 4,
                              s->starts + p * COLUMNS, s->units, columns, thresholds + i, caps + i, out, hits))
                 continue;
-            for (int c = 0; c < columns; c++)
-                for (uint32_t left = hits[c]; left; left &= left - 1) {
-                    int64_t row = i + __builtin_ctz(left);
-                    if (row < last) add_pending(w, row, p * COLUMNS + c);
+            for (int c = 0; c < columns; c += 4)
+                for (uint64_t left = hits_of_four(hits + c, columns - c); left; left &= left - 1) {
+                    int hit = __builtin_ctzll(left);
+                    int64_t row = i + hit % BLOCK;
+                    if (row < last) add_pending(w, row, p * COLUMNS + c + hit / BLOCK);
                 }
         }
     evaluate_pending(w);

@@ -11,8 +11,7 @@
 #define PACK_PLANE LEVELLED(pack_plane, LEVEL)
 #define PACK_COLUMNS LEVELLED(pack_columns, LEVEL)
 #define CERTIFIED_NEAREST LEVELLED(certified_nearest, LEVEL)
-#define PACK_FINE_ROWS LEVELLED(pack_fine_rows, LEVEL)
-#define PACK_FINE_COLUMNS LEVELLED(pack_fine_columns, LEVEL)
+#define PACK_FINE LEVELLED(pack_fine, LEVEL)
 #define SET_CLOSEST LEVELLED(set_closest, LEVEL)
 #define SCORE_CANDIDATES LEVELLED(score_candidates, LEVEL)
 #define CLOSER_CANDIDATES LEVELLED(closer_candidates, LEVEL)
@@ -25,20 +24,13 @@ typedef struct {
     int wraps;          /* whether scores are known modulo 2^16 only */
 } skivfpq_scan_shape;
 
-/* x - origin = scale q + e, all features. */
+/* x - origin = scale q + e of rows or centers, all features. */
 typedef struct {
-    const int8_t *codes;     /* (n, d) */
+    const int16_t *codes;    /* (n, d) q */
     const float *scales;     /* (n,) */
     const float *errors;     /* (n,) |e| */
     const int32_t *sq_norms; /* (n,) |q|^2 */
-} skivfpq_fine_rows;
-
-typedef struct {
-    const int16_t *codes;     /* (k, d) */
-    const double *scales;     /* (k,) */
-    const double *errors;     /* (k,) */
-    const double *sq_lengths; /* (k,) scale^2 |q|^2 */
-} skivfpq_fine_columns;
+} skivfpq_fine_points;
 
 /* What EMBED (lanes.h) asks for. */
 typedef struct {
@@ -61,8 +53,7 @@ typedef struct {
     int is_f64;
     int64_t n_features;
     const double *centers;     /* (k, d) */
-    skivfpq_fine_rows fine_rows;
-    skivfpq_fine_columns fine_columns;
+    skivfpq_fine_points fine_rows, fine_centers;
     skivfpq_lane_rows lanes;   /* of k-means++ */
     const uint8_t *codes;      /* (n_blocks, units, 16, 4) or (n, units, 4); NULL: the lanes serve */
     const int32_t *sq_norms;   /* (n,) of the rows' int8 points */
@@ -89,11 +80,11 @@ typedef struct {
     /* The same of columns, with their starts; returns the largest of their errors. */               \
     double PACK_COLUMNS(const float *Y, int64_t k, int64_t width, double scale, const float *bounds, \
                         double row_scale, int64_t units, int8_t *panels, int32_t *starts);           \
-    /* EMBED, PACK_ROWS and, where fine_codes is not NULL, PACK_FINE_ROWS of the rows first..last, first a multiple   \
+    /* EMBED, PACK_ROWS and, where fine_codes is not NULL, PACK_FINE of the rows first..last, first a multiple   \
      * of lanes; outputs are those of all rows. 0, or -1 without memory. */                           \
     int PACK_PLANE(const void *X, int is_f64, int64_t d, int64_t first, int64_t last,                \
                    const skivfpq_embedding *embedding, double scale, int64_t units, int64_t lanes,   \
-                   uint8_t *codes, int32_t *sq_norms, float *errors, int8_t *fine_codes,             \
+                   uint8_t *codes, int32_t *sq_norms, float *errors, int16_t *fine_codes,             \
                    float *fine_scales, float *fine_errors, int32_t *fine_sq_norms);                  \
     /* labels INOUT: any center of each row, or -1, then its nearest. upper INOUT: that center was no farther, */ \
     /* before the centers moved and after. lower INOUT: no other was nearer; centers within margin of the */ \
@@ -102,11 +93,8 @@ typedef struct {
     int64_t CERTIFIED_NEAREST(const skivfpq_scan *s, int64_t first_row, int64_t last_row,            \
                               double margin, int32_t *labels, double *upper, double *lower,          \
                               int64_t *unserved);                                                    \
-    void PACK_FINE_ROWS(const void *X, int is_f64, int64_t n, int64_t d, const float *origin,        \
-                        int8_t *codes, float *scales, float *errors, int32_t *sq_norms);             \
-    void PACK_FINE_COLUMNS(const double *centers, int64_t k, int64_t d, const float *origin,         \
-                           int32_t limit, int16_t *codes, double *scales, double *errors,            \
-                           double *sq_lengths);                                                      \
+    void PACK_FINE(const void *X, int is_f64, int64_t n, int64_t d, const float *origin,             \
+                   int16_t *codes, float *scales, float *errors, int32_t *sq_norms);                 \
     /* closest[rows[i]] = sq_distances[i], and the thresholds and limits (n,) that follow. */        \
     void SET_CLOSEST(const skivfpq_scan *s, const int32_t *rows, int64_t n,                          \
                      const double *sq_distances, double *closest, int32_t *thresholds, int32_t *caps, \

@@ -23,7 +23,7 @@
         const int32_t *starts,  /* IN (COLUMNS,) */                                                  \
         int64_t units, int columns, /* columns: how many of the panel are in use */                  \
         const int32_t *thresholds, const int32_t *caps, /* IN (16,) */                               \
-        int32_t (*out)[BLOCK], uint32_t *hits           /* OUT (COLUMNS, 16), (COLUMNS,), those in use */
+        int32_t (*out)[BLOCK], uint16_t *hits           /* OUT (COLUMNS, 16), (COLUMNS,), those in use */
 
 #if defined(EMULATE_AMX) || (defined(__AMX_INT8__) && !defined(EMULATE_VNNI))
 #define HAS_TILES
