@@ -20,7 +20,7 @@ HEAD_ENERGY = 0.86  # share of the variance that the principal axes of a head ho
 SCAN_ROWS = 1024  # of a task; their points stay in the second cache
 LEAST_WORK = 2e9  # products of a step, below which the lane kernel is done before planes are packed
 WIDEST = 16384  # features; beyond, the lane kernel
-SAMPLE = 4096  # rows whose mean and axes stand for all rows'
+SAMPLE = 1024  # rows whose mean, axes and lengths stand for all rows'
 JUDGED_ROWS = 256  # on which the lane kernel's time is measured
 PROMISING = 0.8  # of the lane kernel's time
 REPACKED = 0.8  # of a scan's time, for which rows are packed anew
@@ -269,11 +269,11 @@ def head_embedding(X, origin, energy, n_threads=1):
     None where the axes that hold most of the variance are too many to save anything.
     """
     n_features = X.shape[1]
-    rows, _ = Embedding(origin)(X[blocks.evenly(len(X), max(SAMPLE // 4, 5 * n_features))])
+    rows, _ = Embedding(origin)(X[blocks.evenly(len(X), max(SAMPLE, 5 * n_features))])
     total = np.einsum("ij,ij->", rows, rows, dtype=np.float64)
     if not 0 < total < np.inf:
         return None
-    axes, variances = principal_axes(rows, int(0.6 * n_features), n_threads)
+    axes, variances = principal_axes(rows, n_features // 2, n_threads)
     shares = np.cumsum(variances) / total
     step = max(16, 4 * _kernels.native.scan_shape()[2])  # of widths that leave no unit empty
     n_axes = -(-(int(np.searchsorted(shares, energy)) + 1 + TAIL_COPIES) // step) * step - TAIL_COPIES

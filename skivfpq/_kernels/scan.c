@@ -19,6 +19,9 @@
 
 #include <math.h>
 #include <stdlib.h>
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
 
 #define SUPERBLOCK 8      /* blocks that share a chunk of panels while it is in the cache */
 #define CHUNK_BYTES 16384
@@ -408,20 +411,67 @@ static void guess_labels(const skivfpq_scan *s, block_state *b) {
         }
 }
 
+/* Interleaves the codes (units,) of 16 rows: a block. */
+static void interleave(const int32_t *const codes[BLOCK], int64_t units, int32_t *block) {
+    int64_t u = 0;
+#ifdef __AVX512F__ /* 16 units at a time, in registers */
+    for (; u < units; u += 16) {
+        __mmask16 present = units - u < 16 ? (__mmask16)((1 << (units - u)) - 1) : 0xFFFF;
+        __m512i a[16], b[16];
+        for (int r = 0; r < 16; r++) a[r] = _mm512_maskz_loadu_epi32(present, codes[r] + u);
+        for (int r = 0; r < 16; r += 2)
+            b[r] = _mm512_unpacklo_epi32(a[r], a[r + 1]), b[r + 1] = _mm512_unpackhi_epi32(a[r], a[r + 1]);
+        for (int r = 0; r < 16; r += 4)
+            for (int h = 0; h < 2; h++) {
+                a[r + 2 * h] = _mm512_unpacklo_epi64(b[r + h], b[r + h + 2]);
+                a[r + 2 * h + 1] = _mm512_unpackhi_epi64(b[r + h], b[r + h + 2]);
+            }
+        for (int j = 0; j < 4; j++) { /* quarter q of a[4 i + j]: unit 4 q + j of the rows 4 i to 4 i + 3 */
+            __m512i even0 = _mm512_shuffle_i32x4(a[j], a[4 + j], 0x88), even1 = _mm512_shuffle_i32x4(a[8 + j], a[12 + j], 0x88);
+            __m512i odd0 = _mm512_shuffle_i32x4(a[j], a[4 + j], 0xDD), odd1 = _mm512_shuffle_i32x4(a[8 + j], a[12 + j], 0xDD);
+            b[j] = _mm512_shuffle_i32x4(even0, even1, 0x88), b[8 + j] = _mm512_shuffle_i32x4(even0, even1, 0xDD);
+            b[4 + j] = _mm512_shuffle_i32x4(odd0, odd1, 0x88), b[12 + j] = _mm512_shuffle_i32x4(odd0, odd1, 0xDD);
+        }
+        for (int l = 0; l < 16 && u + l < units; l++) _mm512_storeu_si512(block + (u + l) * BLOCK, b[l]);
+    }
+#elif defined(__AVX2__) /* 8 units of 8 rows */
+    for (; u + 8 <= units; u += 8)
+        for (int first = 0; first < BLOCK; first += 8) {
+            __m256i a[8], b[8];
+            for (int r = 0; r < 8; r++) a[r] = _mm256_loadu_si256((const __m256i *)(codes[first + r] + u));
+            for (int r = 0; r < 8; r += 2)
+                b[r] = _mm256_unpacklo_epi32(a[r], a[r + 1]), b[r + 1] = _mm256_unpackhi_epi32(a[r], a[r + 1]);
+            for (int r = 0; r < 8; r += 4)
+                for (int h = 0; h < 2; h++) {
+                    a[r + 2 * h] = _mm256_unpacklo_epi64(b[r + h], b[r + h + 2]);
+                    a[r + 2 * h + 1] = _mm256_unpackhi_epi64(b[r + h], b[r + h + 2]);
+                }
+            for (int j = 0; j < 4; j++) { /* half h of a[4 i + j]: unit 4 h + j of the rows 4 i to 4 i + 3 */
+                int32_t *low = block + (u + j) * BLOCK + first, *high = low + 4 * BLOCK;
+                _mm256_storeu_si256((__m256i *)low, _mm256_permute2x128_si256(a[j], a[4 + j], 0x20));
+                _mm256_storeu_si256((__m256i *)high, _mm256_permute2x128_si256(a[j], a[4 + j], 0x31));
+            }
+        }
+#endif
+    for (; u < units; u++)
+        for (int r = 0; r < BLOCK; r++) block[u * BLOCK + r] = codes[r][u];
+}
+
 /* Takes up to 16 rows into a block. */
 static void start_block(workspace *w, block_state *b, const int32_t *rows, int64_t n_rows, const int32_t *labels,
                         const double *upper, const float *lows) {
     const skivfpq_scan *s = w->s;
+    const int32_t *codes[BLOCK];
     int unlabelled = 0;
     for (int r = 0; r < BLOCK; r++) {
-        const int32_t *code = (const int32_t *)(s->codes + rows[r < n_rows ? r : 0] * s->units * 4);
-        for (int64_t u = 0; u < s->units; u++) ((int32_t *)b->codes)[u * BLOCK + r] = code[u];
+        codes[r] = (const int32_t *)(s->codes + rows[r < n_rows ? r : 0] * s->units * 4);
         b->n_survivors[r] = 0, b->thresholds[r] = INT32_MAX / 2, b->caps[r] = -1, b->rows[r] = -1;
         if (r >= n_rows) continue;
         b->rows[r] = rows[r], b->labels[r] = labels[rows[r]], b->upper[r] = upper[rows[r]];
         b->exact[r] = -1, b->low[r] = lows[rows[r]], b->second[r] = INFINITY;
         unlabelled |= b->labels[r] < 0;
     }
+    interleave(codes, s->units, (int32_t *)b->codes);
     if (unlabelled) guess_labels(s, b);
     for (int r = 0; r < n_rows && r < BLOCK; r++) {
         double u = b->sought[r] = b->upper[r] + w->margin;
