@@ -434,6 +434,22 @@ def test_rows_in_the_span_of_others_become_zeros(instruction_set):
     assert_allclose(Q @ Q.T, np.diag([1, 1, 0, 0, 1]), atol=1e-14)
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 16), (5, 7, 16), (9, 32, 48), (13, 51, 80), (4, 1001, 16)])
+def test_project(instruction_set, shape):
+    n, n_features, n_axes = shape
+    rng = np.random.default_rng(0)
+    codes = rng.integers(-1000, 1000, (n, n_features)).astype(np.int16)
+    axes = rng.integers(-1000, 1000, (n_features, n_axes)).astype(np.int16)
+    padded = np.vstack([axes, np.full((n_features % 2, n_axes), 77, np.int16)])  # the last code has no other
+    out = np.full((n + 1, n_axes), 7, dtype=np.int32)
+    packed = np.ascontiguousarray(padded.reshape(-1, 2, n_axes).transpose(0, 2, 1))
+    native.project(codes, packed, out[:n])
+    assert_array_equal(out[:n], codes.astype(np.int64) @ axes)
+    assert np.all(out[n:] == 7)
+    with pytest.raises(ValueError, match="shapes"):
+        native.project(codes, packed[:, :-1].copy(), out[:n, :-1].copy())
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("n_axes", [None, 5, 16, 44])
 def test_embed(instruction_set, dtype, n_axes):
@@ -444,7 +460,9 @@ def test_embed(instruction_set, dtype, n_axes):
     native.embed(X, embedding, Y[:21], bounds[:21])
     expected = X.astype(np.float64) - embedding.origin
     if n_axes:
-        head = expected @ axes
+        assert_allclose(embedding.axes, axes, atol=2e-3)
+        assert np.linalg.norm(embedding.axes, 2) <= 1
+        head = expected @ embedding.axes
         tails = np.sqrt(np.square(expected).sum(axis=1) - np.square(head).sum(axis=1)) - 0.2
         expected = np.hstack([head, np.repeat(tails[:, None] / 2, 4, axis=1)])
     assert np.all(lengths_of(Y[:21] - expected) <= bounds[:21])

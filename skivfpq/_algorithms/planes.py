@@ -18,9 +18,12 @@ LONG = 2.5  # rows longer than this many times the median are left to the lane k
 TAIL_COPIES = 4  # the tail's length is spread on so many coordinates, not to stretch the scale
 HEAD_ENERGY = 0.86  # share of the variance that the principal axes of a head hold
 SCAN_ROWS = 1024  # of a task; their points stay in the second cache
+LEFT_ROWS = 16384  # that the scan leaves to the lane kernel, copied at a time
 LEAST_WORK = 2e9  # products of a step, below which the lane kernel is done before planes are packed
 WIDEST = 16384  # features; beyond, the lane kernel
-SAMPLE = 1024  # rows whose mean, axes and lengths stand for all rows'
+FINE_LENGTH = 46000  # of an axis: its products with rows of int16 fit 32 bits (scan.c)
+SAMPLE = 1024  # rows whose mean and axes stand for all rows'
+SCALED = 4096  # rows whose largest values do
 JUDGED_ROWS = 256  # on which the lane kernel's time is measured
 PROMISING = 0.8  # of the lane kernel's time
 REPACKED = 0.8  # of a scan's time, for which rows are packed anew
@@ -34,30 +37,53 @@ class Embedding:
     Parameters
     ----------
     origin : (n_features,)
-    axes : (n_features, n_axes) with orthonormal columns, or None for all coordinates as they are
+    axes : (n_features, n_axes) with orthonormal columns, or None for all coordinates as they are; those that
+        are used are multiples of int16, all a little too short
     """
 
     def __init__(self, origin, axes=None, tail_origin=0.0):
         self.origin = np.ascontiguousarray(origin, dtype=np.float32)  # x - origin then rounds once
-        self.axes = axes
         self.tail_origin = tail_origin
-        self.axes32 = None
+        self.axes = self.packed_axes = None
+        self.axes_scale = 0.0
         if axes is not None:
-            self.axes32 = np.zeros((len(axes), self.width), dtype=np.float32)  # zeros for the tail's copies
-            self.axes32[:, : axes.shape[1]] = axes
+            self._pack_axes(axes)
+
+    def _pack_axes(self, axes):
+        """Sets axes (n_features, n_axes), a contraction, and packed_axes, of the same values."""
+        n_features, n_axes = axes.shape
+        levels = np.zeros(
+            (n_features + n_features % 2, -(-(n_axes + TAIL_COPIES) // 16) * 16), dtype=np.int16
+        )
+        levels[:n_features, :n_axes] = np.rint(axes * FINE_LENGTH)
+        self.packed_axes = np.ascontiguousarray(levels.reshape(-1, 2, levels.shape[1]).transpose(0, 2, 1))
+        columns = np.ascontiguousarray(levels[:n_features, :n_axes].T)
+        products = np.empty((n_axes, levels.shape[1]), dtype=np.int32)
+        _kernels.native.project(columns, self.packed_axes, products)
+        sq_norm = (
+            np.abs(products.astype(np.float64)).sum(axis=1).max()
+        )  # of the matrix, at most (Gershgorin 1931)
+        self.axes_scale = float((1 - 1e-12) / np.sqrt(max(sq_norm, 1)))
+        self.axes = self.axes_scale * columns.T
 
     @property
     def width(self):
         """Number of coordinates of y."""
         return len(self.origin) if self.axes is None else self.axes.shape[1] + TAIL_COPIES
 
-    def __call__(self, X):
+    def __call__(self, X, n_threads=1):
         """Points Y (n_samples, width) float32 and bounds of |Y - y| (n_samples,) float32.
 
         Points of values too large are not finite: not served.
         """
+        X = np.ascontiguousarray(X)
         Y, bounds = np.empty((len(X), self.width), dtype=np.float32), np.empty(len(X), dtype=np.float32)
-        _kernels.native.embed(np.ascontiguousarray(X), self, Y, bounds)
+        blocks.map_rows(
+            lambda rows: _kernels.native.embed(X[rows], self, Y[rows], bounds[rows]),
+            len(X),
+            n_threads,
+            2 * self.width,
+        )
         return Y, bounds
 
 
@@ -126,17 +152,21 @@ class NearestCenters:
 
     def _scan(self, panels, labels):
         margin = self._margin(panels.moved)
+        unserved = []
 
         def assign(rows):
             left = _kernels.native.certified_nearest(
                 self.X, self.plane, panels, rows.start, rows.stop, margin, labels, self.upper, self.lower
             )
-            if len(left):
-                labels[left], sq_distances = blocks.nearest_centers(self.X[left], panels.centers)
-                self.upper[left] = np.sqrt(sq_distances) * (1 + 1e-9)
+            unserved.append(left)
 
         start = perf_counter()
         blocks.run_tasks(assign, len(self.X), len(self.X) // SCAN_ROWS, self.n_threads)
+        left = np.sort(np.concatenate(unserved))
+        for first in range(0, len(left), LEFT_ROWS):
+            rows = left[first : first + LEFT_ROWS]
+            labels[rows], sq_distances = blocks.nearest_centers(self.X[rows], panels.centers, self.n_threads)
+            self.upper[rows] = np.sqrt(sq_distances) * (1 + 1e-9)
         self._judge(perf_counter() - start, panels.centers)
 
     def pack(self):
@@ -332,7 +362,7 @@ def pack_plane(X, embedding, n_threads=1, fine=None, lanes=1):
     _, _, multiple, wraps = _kernels.native.scan_shape()
     units = -(-embedding.width // (4 * multiple)) * multiple
     n_samples = len(X)
-    sample, _ = embedding(X[blocks.evenly(n_samples, SAMPLE)])
+    sample, _ = embedding(X[blocks.evenly(n_samples, SCALED)], n_threads)
     largest = np.abs(sample).max(axis=1)
     lengths = np.sqrt(np.einsum("ij,ij->i", sample, sample))
     typical = float(np.quantile(lengths, 0.99))
@@ -422,7 +452,8 @@ def pack_centers(centers, plane, drifts, n_threads=1):
         typical = float(np.quantile(lengths[near], 0.99))
         reach = plane.typical**2 + typical**2 + 0.6 * plane.typical * typical
         scale = max(scale, reach / (2**17 * plane.scale))
-    if not scale <= 64 * plane.scale or len(near) + len(far) < len(centers) or len(far) > 16:
+    too_many = len(far) > 16 or not np.isfinite(lengths).all()
+    if not scale <= 64 * plane.scale or len(near) + len(far) < len(centers) or too_many:
         return None
     packed, starts, error = _pack_columns(Y[near], bounds[near], plane, scale)
     return Panels(

@@ -36,11 +36,9 @@ typedef struct {
                            uint64_t *out);
     void (*row_hashes_f64)(const double *X, int64_t n, int64_t d, const uint64_t *factors, int single,
                            uint64_t *out);
-    /* Described in lanes.h, and so are points of rows for the certified scan. */
+    /* Described in lanes.h. */
     void (*multiply)(const float *V, int64_t n, int64_t d, const float *axes, int64_t width, float *out);
     void (*orthonormalize)(double *Q, int64_t m, int64_t d);
-    int (*embed)(const void *X, int is_f64, int64_t n, int64_t d, const float *origin, const float *axes, int64_t n_axes,
-                 int64_t width, double tail_origin, float *Y, float *bounds);
     /* Nearest centers from rows that pack_tiles transposed once, first a multiple of tile_rows(). */
     int (*nearest_packed)(const void *X, int is_f64, int64_t d, const double *centers, int64_t k, const double *origin,
                           double scale, const float *tiles, const double *lengths, int64_t first, int64_t last,
@@ -58,6 +56,8 @@ typedef struct {
                            int32_t *);
     int64_t (*certified_nearest)(const skivfpq_scan *, int64_t, int64_t, double, int32_t *, double *, double *,
                                  int64_t *);
+    int (*project)(const int16_t *, int64_t, int64_t, const int16_t *, int64_t, int32_t *);
+    int (*embed)(const void *, int, int64_t, int64_t, const skivfpq_embedding *, float *, float *);
     void (*pack_fine)(const void *, int, int64_t, int64_t, const float *, int16_t *, float *, float *, int32_t *);
     void (*set_closest)(const skivfpq_scan *, const int32_t *, int64_t, const double *, double *, int32_t *,
                         int32_t *, float *);
@@ -82,7 +82,7 @@ typedef struct {
                             uint64_t *, double *);
     int (*panel_centers)(void);
     int (*pack_plane)(const void *, int, int64_t, int64_t, int64_t, const skivfpq_embedding *, double, int64_t, int64_t,
-                      uint8_t *, int32_t *, float *, int16_t *, float *, float *, int32_t *);
+                      uint8_t *, int32_t *, float *, int, int16_t *, float *, float *, int32_t *);
     /* Sums INOUT of some clusters, for rows (n_moved,) that left them or came; events (2 n_moved,) sorted by cluster:
      * rows[e % n_moved] leaves if e < n_moved. given_up (k,) OUT: whether to add the cluster up anew. */
     void (*move_rows_f32)(const float *X, int64_t d, const double *weights, const int32_t *rows, int64_t n_moved,

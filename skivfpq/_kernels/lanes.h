@@ -61,11 +61,4 @@ void MULTIPLY(const float *V, int64_t n, int64_t d, const float *axes, int64_t w
 #define ORTHONORMALIZE LEVELLED(orthonormalize, LEVEL)
 void ORTHONORMALIZE(double *Q, int64_t m, int64_t d);
 
-/* Points y of rows: x - origin, or its products with axes and, in the columns that these leave, the length of what
- * they leave less tail_origin, evenly; with bounds of |Y - y|. 0, or -1 without memory. */
-#define EMBED LEVELLED(embed, LEVEL)
-int EMBED(const void *X, int is_f64, int64_t n, int64_t d,                          /* IN (n, d) */
-          const float *origin, const float *axes, int64_t n_axes, int64_t width,    /* IN (d,), (d, width) or NULL */
-          double tail_origin, float *Y, float *bounds);                             /* OUT (n, width), (n,) */
-
 #endif

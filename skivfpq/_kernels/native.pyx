@@ -21,7 +21,8 @@ cdef extern from "scan.h":
         const int32_t *sq_norms
     ctypedef struct skivfpq_embedding:
         const float *origin
-        const float *axes
+        const int16_t *axes
+        double axes_scale
         int64_t n_axes
         int64_t width
         double tail_origin
@@ -72,8 +73,6 @@ cdef extern from "kernels.h":
         void (*row_hashes_f64)(const double *, int64_t, int64_t, const uint64_t *, int, uint64_t *) noexcept nogil
         void (*multiply)(const float *, int64_t, int64_t, const float *, int64_t, float *) noexcept nogil
         void (*orthonormalize)(double *, int64_t, int64_t) noexcept nogil
-        int (*embed)(const void *, int, int64_t, int64_t, const float *, const float *, int64_t, int64_t, double,
-                     float *, float *) noexcept nogil
         int (*nearest_packed)(const void *, int, int64_t, const double *, int64_t, const double *, double,
                               const float *, const double *, int64_t, int64_t, int32_t *) noexcept nogil
         int64_t (*tile_rows)() noexcept nogil
@@ -87,6 +86,8 @@ cdef extern from "kernels.h":
                                int8_t *, int32_t *) noexcept nogil
         int64_t (*certified_nearest)(const skivfpq_scan *, int64_t, int64_t, double, int32_t *, double *,
                                      double *, int64_t *) noexcept nogil
+        int (*project)(const int16_t *, int64_t, int64_t, const int16_t *, int64_t, int32_t *) noexcept nogil
+        int (*embed)(const void *, int, int64_t, int64_t, const skivfpq_embedding *, float *, float *) noexcept nogil
         void (*pack_fine)(const void *, int, int64_t, int64_t, const float *, int16_t *, float *, float *,
                           int32_t *) noexcept nogil
         void (*set_closest)(const skivfpq_scan *, const int32_t *, int64_t, const double *, double *,
@@ -98,7 +99,7 @@ cdef extern from "kernels.h":
                                 int64_t, uint64_t *, double *) noexcept nogil
         int (*panel_centers)() noexcept nogil
         int (*pack_plane)(const void *, int, int64_t, int64_t, int64_t, const skivfpq_embedding *, double, int64_t,
-                          int64_t, uint8_t *, int32_t *, float *, int16_t *, float *, float *,
+                          int64_t, uint8_t *, int32_t *, float *, int, int16_t *, float *, float *,
                           int32_t *) noexcept nogil
         void (*add_rows_f32)(const float *, int64_t, int64_t, const double *, const int32_t *, int64_t,
                              int64_t, int64_t, double *, double *) noexcept nogil
@@ -427,16 +428,37 @@ cdef skivfpq_embedding embedding_of(embedding, int64_t n_features) except *:
     """An embedding of planes.py; the arrays behind its pointers are kept alive by it."""
     cdef skivfpq_embedding e
     cdef const float[::1] origin = embedding.origin
-    cdef const float[:, ::1] axes
+    cdef const int16_t[:, :, ::1] axes
     e.origin, e.axes, e.n_axes, e.width, e.tail_origin = &origin[0], NULL, 0, n_features, embedding.tail_origin
-    if embedding.axes32 is not None:
-        axes, e.n_axes = embedding.axes32, embedding.axes.shape[1]
-        e.axes, e.width = &axes[0, 0], axes.shape[1]
-        if axes.shape[0] != n_features or not 0 < e.n_axes < e.width:
+    e.axes_scale = embedding.axes_scale
+    if embedding.packed_axes is not None:
+        axes, e.n_axes, e.width = embedding.packed_axes, embedding.axes.shape[1], embedding.width
+        e.axes = &axes[0, 0, 0]
+        if (axes.shape[0] != (n_features + 1) // 2 or axes.shape[1] != (e.width + 15) // 16 * 16 or axes.shape[2] != 2
+                or not 0 < e.n_axes < e.width):
             raise ValueError("embedding: shapes of X and axes do not fit together.")
     if origin.shape[0] != n_features:
         raise ValueError("embedding: shapes of X and origin do not fit together.")
     return e
+
+
+def project(
+    const int16_t[:, ::1] codes,    # IN (n_rows, n_features)
+    const int16_t[:, :, ::1] axes,  # IN (pairs of features, n_axes, 2), n_axes a multiple of 16
+    int32_t[:, ::1] out,            # OUT (n_rows, n_axes)
+):
+    """out = codes axes, modulo 2^32."""
+    cdef int64_t n = codes.shape[0]
+    cdef int status
+    if (axes.shape[0] != (codes.shape[1] + 1) // 2 or axes.shape[1] % 16 or axes.shape[2] != 2 or out.shape[0] != n
+            or out.shape[1] != axes.shape[1]):
+        raise ValueError("project: shapes of codes, axes and out do not fit together.")
+    if n == 0 or axes.shape[0] == 0 or axes.shape[1] == 0:
+        return
+    with nogil:
+        status = kernels.project(&codes[0, 0], n, codes.shape[1], &axes[0, 0, 0], axes.shape[1], &out[0, 0])
+    if status != 0:
+        raise MemoryError("project: no memory for its scratch array.")
 
 
 def embed(
@@ -454,8 +476,7 @@ def embed(
     if n == 0:
         return
     with nogil:
-        status = kernels.embed(&X[0, 0], floating is double, n, X.shape[1], e.origin, e.axes, e.n_axes, e.width,
-                               e.tail_origin, &Y[0, 0], &bounds[0])
+        status = kernels.embed(&X[0, 0], floating is double, n, X.shape[1], &e, &Y[0, 0], &bounds[0])
     if status != 0:
         raise MemoryError("embed: no memory for its scratch array.")
 
@@ -465,9 +486,9 @@ def pack_plane(
     plane,                          # OUT planes.Plane, some rows of its arrays
     int64_t first_row,              # a multiple of its lanes
     int64_t last_row,
-    bint with_fine,                 # IN whether the fine points are wanted
+    bint with_fine,                 # IN whether to write the fine points, which are there if not
 ):
-    """embed, pack_rows and pack_fine, in one pass over some rows."""
+    """pack_fine, embed and pack_rows, in one pass over some rows."""
     cdef int64_t n = X.shape[0]
     cdef int status
     cdef skivfpq_embedding e = embedding_of(plane.embedding, X.shape[1])
@@ -485,7 +506,7 @@ def pack_plane(
     with nogil:
         status = kernels.pack_plane(
             &X[0, 0], floating is double, X.shape[1], first_row, last_row, &e, scale, codes.shape[1], codes.shape[2],
-            &codes[0, 0, 0, 0], &sq_norms[0], &errors[0], &fine_codes[0, 0] if with_fine else NULL, &fine_scales[0],
+            &codes[0, 0, 0, 0], &sq_norms[0], &errors[0], with_fine, &fine_codes[0, 0], &fine_scales[0],
             &fine_errors[0], &fine_sq_norms[0])
     if status != 0:
         raise MemoryError("pack_plane: no memory for its scratch arrays.")

@@ -17,8 +17,10 @@
 #include "lanes.h"
 #include "score_block.h"
 
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 #ifdef __AVX2__
 #include <immintrin.h>
 #endif
@@ -158,22 +160,168 @@ void PACK_FINE(const void *X, int is_f64, int64_t n, int64_t d, const float *ori
     }
 }
 
+/* Products of fine points with axes: some rows by some vectors of axes at a time, in registers. */
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
+#define PROJECTED_ROWS 8
+#define AXIS_VECTORS 3
+#define AXES 16 /* of a vector */
+typedef __m512i axes_vector;
+/* asm: GCC copies the sums around the intrinsic. */
+#define ADD_PAIR(sums, axes, pair) asm("vpdpwssd %2%{1to16%}, %1, %0" : "+v"(sums) : "v"(axes), "m"(pair))
+#elif defined(__AVX2__)
+#define PROJECTED_ROWS 4
+#define AXIS_VECTORS 2
+#define AXES 8
+typedef __m256i axes_vector;
+#define ADD_PAIR(sums, axes, pair) sums = _mm256_add_epi32(sums, _mm256_madd_epi16(axes, _mm256_set1_epi32(pair)))
+#else
+#define PROJECTED_ROWS 4
+#define AXIS_VECTORS 2
+#define AXES 4
+typedef int32_t axes_vector __attribute__((vector_size(16), aligned(4), may_alias));
+#define ADD_PAIR(sums, axes, pair)                                                                   \
+    sums += (axes << 16 >> 16) * (int32_t)(int16_t)(pair) + (axes >> 16) * (int32_t)((pair) >> 16)
+#endif
+typedef axes_vector loose_axes __attribute__((aligned(4), may_alias));
+
+static inline __attribute__((always_inline)) void project_axes(
+    const int32_t *pairs, int64_t n_pairs, const int32_t *axes, int64_t n_axes, /* IN (PROJECTED_ROWS, n_pairs), (n_pairs, n_axes) */
+    int vectors, int32_t *out) {                                  /* vectors * AXES columns of (PROJECTED_ROWS, n_axes) OUT */
+    axes_vector sums[PROJECTED_ROWS][AXIS_VECTORS];
+    for (int r = 0; r < PROJECTED_ROWS; r++)
+        for (int v = 0; v < vectors; v++) sums[r][v] = (axes_vector){0};
+    for (int64_t j = 0; j < n_pairs; j++)
+        for (int v = 0; v < vectors; v++) {
+            axes_vector axis = *(const loose_axes *)(axes + j * n_axes + v * AXES);
+            for (int r = 0; r < PROJECTED_ROWS; r++) ADD_PAIR(sums[r][v], axis, pairs[r * n_pairs + j]);
+        }
+    for (int r = 0; r < PROJECTED_ROWS; r++)
+        for (int v = 0; v < vectors; v++) *(loose_axes *)(out + r * n_axes + v * AXES) = sums[r][v];
+}
+
+/* out (PROJECTED_ROWS, n_axes) of up to so many rows; pairs: scratch (PROJECTED_ROWS, n_pairs). */
+static void project_rows(const int16_t *codes, int64_t n_rows, int64_t d, const int16_t *axes, int64_t n_axes,
+                         int32_t *pairs, int32_t *out) {
+    int64_t n_pairs = (d + 1) / 2, h = 0;
+    for (int64_t r = 0; r < PROJECTED_ROWS; r++) {
+        pairs[(r + 1) * n_pairs - 1] = 0; /* where d is odd */
+        memcpy(pairs + r * n_pairs, codes + (r < n_rows ? r : 0) * d, d * sizeof(int16_t));
+    }
+    const int32_t *axes_pairs = (const int32_t *)axes;
+    for (; h + AXIS_VECTORS * AXES <= n_axes; h += AXIS_VECTORS * AXES)
+        project_axes(pairs, n_pairs, axes_pairs + h, n_axes, AXIS_VECTORS, out + h);
+    for (; h < n_axes; h += AXES) project_axes(pairs, n_pairs, axes_pairs + h, n_axes, 1, out + h);
+}
+
+int PROJECT(const int16_t *codes, int64_t n, int64_t d, const int16_t *axes, int64_t n_axes, int32_t *out) {
+    int32_t *pairs = malloc(sizeof(int32_t) * PROJECTED_ROWS * ((d + 1) / 2 + n_axes));
+    if (!pairs) return -1;
+    int32_t *products = pairs + PROJECTED_ROWS * ((d + 1) / 2);
+    for (int64_t i = 0; i < n; i += PROJECTED_ROWS) {
+        int64_t n_rows = n - i < PROJECTED_ROWS ? n - i : PROJECTED_ROWS;
+        project_rows(codes + i * d, n_rows, d, axes, n_axes, pairs, products);
+        memcpy(out + i * n_axes, products, sizeof(int32_t) * n_rows * n_axes);
+    }
+    free(pairs);
+    return 0;
+}
+
+/* The point of a row from its products with the axes, its fine point's scale and length, and how far that may be from
+ * the row; bound: of what float32 does besides. Rows without a fine point have none. */
+static void set_point(const skivfpq_embedding *e, const int32_t *products, double scale, double length, float error,
+                      float *y, float *bound) {
+    const double unit = (e->n_axes + 8) * (double)(FLT_EPSILON / 2);
+    float step = (float)(scale * e->axes_scale);
+    lanes8 squares = {0};
+    double sq_head = 0;
+    int64_t h = 0;
+    for (; h + 8 <= e->n_axes; h += 8) {
+        lanes8 products8 = __builtin_convertvector(*(const ints8 *)(products + h), lanes8) * step;
+        *(lanes8 *)(y + h) = products8, squares += products8 * products8;
+    }
+    for (; h < e->n_axes; h++) y[h] = (float)products[h] * step, sq_head += y[h] * y[h];
+    for (int l = 0; l < 8; l++) sq_head += squares[l];
+    double sq_tail = length * length - sq_head, tail = sq_tail > 0 ? sqrt(sq_tail) : 0;
+    double square = 4 * unit, share = length > 0 ? tail / length : 0;
+    *bound = (float)(error + length * (unit + square / fmax(share, sqrt(square))));
+    for (; h < e->width; h++) y[h] = (float)((tail - e->tail_origin) / sqrt((double)(e->width - e->n_axes)));
+    for (h = 0; h < e->width && !(*bound < INFINITY); h++) y[h] = INFINITY;
+}
+
+/* Points of rows from their fine points. */
+static int embed_fine(const skivfpq_fine_points *fine, int64_t n, int64_t d, const skivfpq_embedding *e, float *Y,
+                      float *bounds) {
+    int64_t padded = (e->width + 15) / 16 * 16;
+    int32_t *pairs = malloc(sizeof(int32_t) * PROJECTED_ROWS * ((d + 1) / 2 + padded));
+    if (!pairs) return -1;
+    int32_t *products = pairs + PROJECTED_ROWS * ((d + 1) / 2);
+    for (int64_t i = 0; i < n; i += PROJECTED_ROWS) {
+        int64_t n_rows = n - i < PROJECTED_ROWS ? n - i : PROJECTED_ROWS;
+        project_rows(fine->codes + i * d, n_rows, d, e->axes, padded, pairs, products);
+        for (int64_t r = 0; r < n_rows; r++)
+            set_point(e, products + r * padded, fine->scales[i + r],
+                      fine->scales[i + r] * sqrt((double)fine->sq_norms[i + r]), fine->errors[i + r],
+                      Y + (i + r) * e->width, bounds + i + r);
+    }
+    free(pairs);
+    return 0;
+}
+
+/* The rows less the origin. */
+static void shift_rows(const void *X, int is_f64, int64_t n, int64_t d, const float *origin, float *Y, float *bounds) {
+    for (int64_t i = 0; i < n; i++) {
+        const float *x32 = (const float *)X + i * d;
+        const double *x64 = (const double *)X + i * d;
+        float *y = Y + i * d;
+        lanes8 squares = {0};
+        double square = 0;
+        int64_t j = 0;
+        for (int64_t l = 0; l < d; l++) y[l] = is_f64 ? (float)(x64[l] - (double)origin[l]) : x32[l] - origin[l];
+        for (; j + 8 <= d; j += 8) squares += *(lanes8 *)(y + j) * *(lanes8 *)(y + j);
+        for (; j < d; j++) square += y[j] * y[j];
+        for (int l = 0; l < 8; l++) square += squares[l];
+        bounds[i] = (float)(sqrt(square) * 4 * (FLT_EPSILON / 2));
+    }
+}
+
 #define PACKED_ROWS 64 /* that stay in the first cache between the steps */
+
+int EMBED(const void *X, int is_f64, int64_t n, int64_t d, const skivfpq_embedding *e, float *Y, float *bounds) {
+    if (!e->axes) {
+        shift_rows(X, is_f64, n, d, e->origin, Y, bounds);
+        return 0;
+    }
+    float scales[PACKED_ROWS], errors[PACKED_ROWS];
+    int32_t sq_norms[PACKED_ROWS];
+    int16_t *codes = malloc(sizeof(int16_t) * PACKED_ROWS * d);
+    skivfpq_fine_points fine = {codes, scales, errors, sq_norms};
+    int status = codes ? 0 : -1;
+    for (int64_t i = 0; i < n && status == 0; i += PACKED_ROWS) {
+        int64_t n_rows = n - i < PACKED_ROWS ? n - i : PACKED_ROWS;
+        const char *rows = (const char *)X + i * d * (is_f64 ? sizeof(double) : sizeof(float));
+        PACK_FINE(rows, is_f64, n_rows, d, e->origin, codes, scales, errors, sq_norms);
+        status = embed_fine(&fine, n_rows, d, e, Y + i * e->width, bounds + i);
+    }
+    free(codes);
+    return status;
+}
 
 int PACK_PLANE(const void *X, int is_f64, int64_t d, int64_t first, int64_t last, const skivfpq_embedding *e,
                double scale, int64_t units, int64_t lanes, uint8_t *codes, int32_t *sq_norms, float *errors,
-               int16_t *fine_codes, float *fine_scales, float *fine_errors, int32_t *fine_sq_norms) {
+               int with_fine, int16_t *fine_codes, float *fine_scales, float *fine_errors, int32_t *fine_sq_norms) {
     float *Y = malloc(sizeof(float) * PACKED_ROWS * e->width), bounds[PACKED_ROWS];
     int status = Y ? 0 : -1;
     for (int64_t i = first; i < last && status == 0; i += PACKED_ROWS) {
         int64_t n = last - i < PACKED_ROWS ? last - i : PACKED_ROWS;
         const char *rows = (const char *)X + i * d * (is_f64 ? sizeof(double) : sizeof(float));
-        status = EMBED(rows, is_f64, n, d, e->origin, e->axes, e->n_axes, e->width, e->tail_origin, Y, bounds);
-        if (status) break;
-        PACK_ROWS(Y, n, e->width, scale, bounds, units, lanes, codes + i * units * 4, sq_norms + i, errors + i);
-        if (fine_codes)
+        skivfpq_fine_points fine = {fine_codes + i * d, fine_scales + i, fine_errors + i, fine_sq_norms + i};
+        if (with_fine)
             PACK_FINE(rows, is_f64, n, d, e->origin, fine_codes + i * d, fine_scales + i, fine_errors + i,
                       fine_sq_norms + i);
+        if (e->axes) status = embed_fine(&fine, n, d, e, Y, bounds);
+        else shift_rows(rows, is_f64, n, d, e->origin, Y, bounds);
+        if (status) break;
+        PACK_ROWS(Y, n, e->width, scale, bounds, units, lanes, codes + i * units * 4, sq_norms + i, errors + i);
     }
     free(Y);
     return status;

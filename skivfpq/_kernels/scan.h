@@ -12,6 +12,8 @@
 #define PACK_COLUMNS LEVELLED(pack_columns, LEVEL)
 #define CERTIFIED_NEAREST LEVELLED(certified_nearest, LEVEL)
 #define PACK_FINE LEVELLED(pack_fine, LEVEL)
+#define PROJECT LEVELLED(project, LEVEL)
+#define EMBED LEVELLED(embed, LEVEL)
 #define SET_CLOSEST LEVELLED(set_closest, LEVEL)
 #define SCORE_CANDIDATES LEVELLED(score_candidates, LEVEL)
 #define CLOSER_CANDIDATES LEVELLED(closer_candidates, LEVEL)
@@ -32,9 +34,12 @@ typedef struct {
     const int32_t *sq_norms; /* (n,) |q|^2 */
 } skivfpq_fine_points;
 
-/* What EMBED (lanes.h) asks for. */
+/* Points y of rows are x - origin or, with axes, its products with these, that is int16 levels times axes_scale,
+ * and in the columns that they leave the length of what they leave less tail_origin, evenly. */
 typedef struct {
-    const float *origin, *axes; /* (d,), (d, width) or NULL */
+    const float *origin;  /* (d,) */
+    const int16_t *axes;  /* (pairs of features, axes, 2) or NULL; width and d rounded up to whole 16 and pairs */
+    double axes_scale;    /* no product is longer than the row */
     int64_t n_axes, width;
     double tail_origin;
 } skivfpq_embedding;
@@ -80,11 +85,16 @@ typedef struct {
     /* The same of columns, with their starts; returns the largest of their errors. */               \
     double PACK_COLUMNS(const float *Y, int64_t k, int64_t width, double scale, const float *bounds, \
                         double row_scale, int64_t units, int8_t *panels, int32_t *starts);           \
-    /* EMBED, PACK_ROWS and, where fine_codes is not NULL, PACK_FINE of the rows first..last, first a multiple   \
-     * of lanes; outputs are those of all rows. 0, or -1 without memory. */                           \
+    /* out (n, axes) = codes (n, d) axes, exact for fine points and axes of their length. 0, or -1 without memory. */ \
+    int PROJECT(const int16_t *codes, int64_t n, int64_t d, const int16_t *axes, int64_t n_axes, int32_t *out); \
+    /* Points Y (n, width) and bounds (n,) of |Y - y|. 0, or -1 without memory. */                    \
+    int EMBED(const void *X, int is_f64, int64_t n, int64_t d, const skivfpq_embedding *embedding,   \
+              float *Y, float *bounds);                                                              \
+    /* PACK_FINE if with_fine, and PACK_ROWS of the points of the rows first..last, first a multiple of lanes; */ \
+    /* outputs are those of all rows. 0, or -1 without memory. */                                     \
     int PACK_PLANE(const void *X, int is_f64, int64_t d, int64_t first, int64_t last,                \
                    const skivfpq_embedding *embedding, double scale, int64_t units, int64_t lanes,   \
-                   uint8_t *codes, int32_t *sq_norms, float *errors, int16_t *fine_codes,             \
+                   uint8_t *codes, int32_t *sq_norms, float *errors, int with_fine, int16_t *fine_codes, \
                    float *fine_scales, float *fine_errors, int32_t *fine_sq_norms);                  \
     /* labels INOUT: any center of each row, or -1, then its nearest. upper INOUT: that center was no farther, */ \
     /* before the centers moved and after. lower INOUT: no other was nearer; centers within margin of the */ \
