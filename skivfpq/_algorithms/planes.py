@@ -200,7 +200,7 @@ class NearestCenters:
             self.scans, self.plane = False, None
 
     def _trial(self, embedding, centers, labels):
-        """About the seconds that the scan of all rows takes, from that of some; inf where it leaves many undone."""
+        """About the seconds that the scan of all rows takes, from that of some; inf if it leaves many undone."""
         chosen = blocks.evenly(len(self.X), JUDGED_ROWS)
         rows, labels = np.ascontiguousarray(self.X[chosen]), labels[chosen].copy()
         plane = pack_plane(rows, embedding)

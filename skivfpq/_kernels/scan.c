@@ -364,26 +364,27 @@ typedef struct {
     block_state blocks[SUPERBLOCK];
 } workspace;
 
-/* <q, p> of a fine point and some others, of the rows labels (TOGETHER,) of codes (k, d). */
+/* <q, p> of a fine point and n others, TOGETHER at most: of the rows labels (n,) of codes (k, d). */
 #define TOGETHER 4
 
-static inline void products(const int16_t *q, const int16_t *codes, const int32_t *labels, int64_t d, int32_t *dots) {
+static inline __attribute__((always_inline)) void products(const int16_t *q, const int16_t *codes, const int32_t *labels,
+                                                           int n, int64_t d, int32_t *dots) {
     int64_t j = 0;
-    const int16_t *p[TOGETHER];
-    for (int c = 0; c < TOGETHER; c++) p[c] = codes + labels[c] * d, dots[c] = 0;
+    const int16_t *p[TOGETHER] = {0};
+    for (int c = 0; c < n; c++) p[c] = codes + labels[c] * d, dots[c] = 0;
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
     __m512i sums0 = _mm512_setzero_si512(), sums1 = sums0, sums2 = sums0, sums3 = sums0;
     /* asm: GCC copies the sums around the intrinsic. */
 #define ADD_PRODUCTS(c) \
-    asm("vpdpwssd %2, %1, %0" : "+v"(sums##c) : "v"(levels), "m"(*(const __m512i_u *)(p[c] + j)));
+    if (n > c) asm("vpdpwssd %2, %1, %0" : "+v"(sums##c) : "v"(levels), "m"(*(const __m512i_u *)(p[c] + j)));
+#define SUM_PRODUCTS(c) if (n > c) dots[c] = _mm512_reduce_add_epi32(sums##c);
     for (; j + 32 <= d; j += 32) {
         __m512i levels = _mm512_loadu_si512(q + j);
         ADD_PRODUCTS(0) ADD_PRODUCTS(1) ADD_PRODUCTS(2) ADD_PRODUCTS(3)
     }
-    dots[0] = _mm512_reduce_add_epi32(sums0), dots[1] = _mm512_reduce_add_epi32(sums1);
-    dots[2] = _mm512_reduce_add_epi32(sums2), dots[3] = _mm512_reduce_add_epi32(sums3);
+    SUM_PRODUCTS(0) SUM_PRODUCTS(1) SUM_PRODUCTS(2) SUM_PRODUCTS(3)
 #endif
-    for (int c = 0; c < TOGETHER && j < d; c++)
+    for (int c = 0; c < n && j < d; c++)
         for (int64_t l = j; l < d; l++) dots[c] += (int32_t)q[l] * p[c][l];
 }
 
@@ -418,9 +419,9 @@ static inline interval fine_distance(fine_square fine) {
 }
 
 static inline interval distance_to(const skivfpq_scan *s, int64_t row, int64_t label) {
-    int32_t dots[TOGETHER], labels[TOGETHER] = {(int32_t)label, (int32_t)label, (int32_t)label, (int32_t)label};
-    products(s->fine_rows.codes + row * s->n_features, s->fine_centers.codes, labels, s->n_features, dots);
-    return fine_distance(fine_sq_distance(s, row, label, dots[0]));
+    int32_t dot, number = (int32_t)label;
+    products(s->fine_rows.codes + row * s->n_features, s->fine_centers.codes, &number, 1, s->n_features, &dot);
+    return fine_distance(fine_sq_distance(s, row, label, dot));
 }
 
 static inline double exact_sq_distance(const skivfpq_scan *s, int64_t row, int64_t label) {
@@ -504,8 +505,12 @@ static void evaluate(workspace *w, block_state *b, int r) {
             if (list[i].score >= b->thresholds[r] && label != b->labels[r]) labels[n_labels++] = label;
         }
         if (n_labels == 0) break;
-        for (int c = n_labels; c < TOGETHER; c++) labels[c] = labels[0];
-        products(s->fine_rows.codes + b->rows[r] * s->n_features, s->fine_centers.codes, labels, s->n_features, dots);
+        const int16_t *point = s->fine_rows.codes + b->rows[r] * s->n_features;
+        if (n_labels == 1) products(point, s->fine_centers.codes, labels, 1, s->n_features, dots);
+        else {
+            for (int c = n_labels; c < TOGETHER; c++) labels[c] = labels[0];
+            products(point, s->fine_centers.codes, labels, TOGETHER, s->n_features, dots);
+        }
         for (int c = 0; c < n_labels; c++) compare(w, b, r, labels[c], dots[c]);
     }
     b->n_survivors[r] = 0;
