@@ -86,6 +86,23 @@ MALFORMED = {
 }
 
 
+def test_descriptors_of_the_photographs():
+    from data import describe_pixels, load
+
+    data = load("descriptors", n_rows=2000)
+    assert data.X.shape == (2000, 128)
+    assert data.X.dtype == np.float32
+    assert data.X.min() == 0
+    assert 150 < data.X.max() <= 255
+    assert_array_equal(data.X, np.rint(data.X))
+    assert np.all(np.abs(np.linalg.norm(data.X, axis=1) - 512) < 60)
+    flat = np.zeros((64, 64))
+    flat[:, 32:] = 100  # an edge: all gradients point to the right
+    cells = describe_pixels(flat, 1.0, 4).reshape(-1, 16, 8)
+    assert cells.sum(axis=(0, 1)).argmax() == 2
+    assert cells[:, :, 2].sum() > 0.999 * cells.sum()
+
+
 @pytest.mark.parametrize("case", MALFORMED)
 def test_malformed_files_are_refused_in_words(tmp_path, case):
     from data import DataError, load

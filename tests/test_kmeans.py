@@ -1,5 +1,6 @@
 """LloydKMeans: worked by hand, against scikit-learn, against float64 differences, invariants."""
 
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -18,8 +19,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from skivfpq import LloydKMeans
-from skivfpq._algorithms import blocks, lloyd
+from skivfpq._algorithms import blocks, lloyd, planes
 from skivfpq._algorithms.seeding import Seeding, canonical_order, kmeans_plusplus
+from skivfpq._kernels import NATIVE
 
 SIX_POINTS = np.array([[0, 0], [0.2, 0.1], [0.1, 0.2], [5, 5], [5.1, 4.9], [4.9, 5.1]])
 
@@ -438,3 +440,21 @@ def test_centers_are_means_however_rows_move(monkeypatch, dtype):
             scale = (weights[inside, None] * np.abs(X[inside].astype(np.float64))).sum(axis=0)
             assert np.all(np.abs(moments.sums[cluster] - expected) <= 1e-12 * scale)
             assert moments.counts[cluster] == pytest.approx(weights[inside].sum(), rel=1e-12)
+
+
+@pytest.mark.skipif(not NATIVE, reason="NumPy's kernels hold matrix products")
+@pytest.mark.parametrize("init", ["random", "k-means++"])
+def test_peak_memory(monkeypatch, init):
+    monkeypatch.setattr(planes, "LEAST_WORK", 0)
+    rng = np.random.default_rng(0)
+    X = (rng.normal(size=(200, 128))[rng.integers(200, size=40_000)] + rng.normal(size=(40_000, 128))).astype(
+        "f4"
+    )
+    kmeans = LloydKMeans(256, init=init, n_init=1, max_iter=4, n_jobs=2, random_state=0)
+    tracemalloc.start()
+    try:
+        kmeans.fit(X)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert 0.5 * X.nbytes < peak < 1.5 * X.nbytes

@@ -1,4 +1,4 @@
-"""What the benchmarks run on: vector files, the sample photographs' patches, clouds of points."""
+"""What the benchmarks run on: vector files, patches and descriptors of photographs, point clouds."""
 
 import sys
 import zipfile
@@ -7,9 +7,12 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from sklearn.datasets import make_blobs
+from scipy.ndimage import convolve1d, gaussian_filter
+from sklearn.datasets import load_sample_images, make_blobs
+from sklearn.preprocessing import normalize
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+DESCRIPTORS = "descriptors"  # in place of a file's name
 LONGEST_ROW = 1_000_000  # values; a .fvecs file that claims more is none
 
 
@@ -32,9 +35,11 @@ class Data:
 
 
 def load(path=None, n_rows=None):
-    """Rows of a file, or patches of the sample photographs, as float32; n_rows of them at random."""
+    """Rows of a file, or of the sample photographs, as float32; n_rows of them at random."""
     if path is None:
         source, name = sample_patches(), "patches of the sample photographs"
+    elif str(path) == DESCRIPTORS:
+        source, name = sample_descriptors(), "descriptors of the sample photographs"
     else:
         source, name = read(path), Path(path).name
     if n_rows is not None and n_rows < len(source):
@@ -54,6 +59,38 @@ def sample_patches():
     finally:
         sys.path.remove(str(EXAMPLES))
     return np.random.default_rng(0).permutation(image_patches())
+
+
+def sample_descriptors(scales=((1.0, 4), (1.6, 5)), n_rows=150_000):
+    """SIFT descriptors (Lowe 2004) around every second pixel of the photographs, (n_rows, 128) float32.
+
+    Gradients by 8 directions in 4 x 4 cells, as whole numbers up to 255. scales: of the blur, and of a cell.
+    """
+    photographs = [photograph.mean(axis=2) for photograph in load_sample_images().images]
+    descriptors = np.concatenate(
+        [describe_pixels(photograph, *scale) for photograph in photographs for scale in scales]
+    )
+    return np.random.default_rng(0).permutation(descriptors)[:n_rows]
+
+
+def describe_pixels(photograph, blur, cell):
+    """Descriptors (n_pixels, 128) of all but the flattest tenth of the pixels."""
+    down, right = np.gradient(gaussian_filter(photograph, blur))
+    angle = np.arctan2(right, down) % (2 * np.pi) * 8 / (2 * np.pi)
+    nearest = np.abs(np.arange(8) - angle[:, :, None])
+    shares = np.maximum(1 - np.minimum(nearest, 8 - nearest), 0)  # of the two directions beside it
+    histograms = np.hypot(down, right)[:, :, None] * shares
+    for axis in (0, 1):
+        histograms = convolve1d(histograms, np.bartlett(2 * cell + 1), axis=axis)
+    height, width = photograph.shape
+    rows, columns = np.arange(12, height - 12, 2), np.arange(12, width - 12, 2)
+    offsets = ((np.arange(4) - 1.5) * cell).astype(int)
+    cells = [histograms[np.ix_(rows + y, columns + x)] for y in offsets for x in offsets]
+    descriptors = np.stack(cells, axis=2).reshape(-1, 128)
+    lengths = np.linalg.norm(descriptors, axis=1)
+    descriptors = descriptors[lengths > np.quantile(lengths, 0.1)]
+    descriptors = np.minimum(normalize(descriptors), 0.2)  # Lowe's limit for edges
+    return np.rint(np.minimum(512 * normalize(descriptors), 255)).astype(np.float32)
 
 
 def read(path):

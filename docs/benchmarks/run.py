@@ -60,7 +60,11 @@ def arguments():
 def add_common_arguments(parser, module):
     """Options of every command."""
     add = parser.add_argument
-    add("--data", type=Path, help=".npy, .npz, .fvecs, .bvecs, .ivecs or .hdf5 (default: image patches)")
+    add(
+        "--data",
+        type=Path,
+        help=".npy, .npz, .fvecs, .bvecs, .ivecs or .hdf5, or the word descriptors (default: image patches)",
+    )
     add("--rows", type=int, help="use that many rows, drawn at random")
     add("--tasks", nargs="+", choices=module.TASKS, default=list(module.TASKS))
     add("--iterations", type=int, default=module.DEFAULT_ITERATIONS, help="default: %(default)s")

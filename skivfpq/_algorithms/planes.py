@@ -200,7 +200,7 @@ class NearestCenters:
             self.scans, self.plane = False, None
 
     def _trial(self, embedding, centers, labels):
-        """About the seconds that the scan of all rows takes, from that of some; inf if it leaves many undone."""
+        """Seconds that the scan of all rows may take, from that of some; inf if it leaves many undone."""
         chosen = blocks.evenly(len(self.X), JUDGED_ROWS)
         rows, labels = np.ascontiguousarray(self.X[chosen]), labels[chosen].copy()
         plane = pack_plane(rows, embedding)
@@ -414,13 +414,14 @@ class CandidateScale:
         """The scale for rows of X; error is that of most of them."""
         _, largest_column, _, wraps = _kernels.native.scan_shape()
         served = np.flatnonzero(np.isfinite(plane.errors))
-        rows = X[served[blocks.evenly(len(served), 1024)]]
-        largest = np.abs(plane.embedding(rows)[0]).max(initial=0)
+        rows = X[served[blocks.evenly(len(served), SCALED)]]
+        points, _ = plane.embedding(rows)
+        largest = max(points.max(initial=0), -points.min(initial=0))
         scale = min(1.1 * float(largest), 127.5 * plane.scale) / largest_column
         if wraps:
             scale = max(scale, 2.2 * plane.typical**2 / (2**17 * plane.scale))
-        sample = pack_candidates(rows, plane, cls(scale, np.inf))
-        return cls(scale, 1.02 * sample.error)
+        sample = pack_candidates(rows[blocks.evenly(len(rows), SAMPLE)], plane, cls(scale, np.inf))
+        return cls(scale, 1.05 * sample.error)
 
 
 def pack_candidates(rows, plane, candidate_scale=None):

@@ -222,7 +222,7 @@ class CertifiedSeeding:
         self.rows = np.empty((n_trials, n_samples), dtype=np.int32)
         self.sq_distances = np.empty((n_trials, n_samples))
         self.n_parts = -(-n_samples // PART_ROWS)
-        self.n_failures = 0
+        self.n_failures = self.n_long = 0
 
     def look(self, candidates, potential):
         """Find the rows that are closer to each candidate row that may take most off the potential."""
@@ -233,9 +233,9 @@ class CertifiedSeeding:
         elif plane is not None:
             panels.error = self.candidate_scale.error
         if plane is None and self.packed is None:
-            self._pack()
+            self._do_without_plane()
         self.wanted = np.ones(len(candidates), dtype=bool)
-        if plane is None and self.n_centers > 0:
+        if plane is None and self.packed is not None and self.n_centers > 0:
             self.wanted = self._score(panels.centers, self.rounding[candidates], potential)
         self.n_closer = np.empty((self.n_parts, len(candidates)), dtype=np.int64)
         self.part_gains = np.empty((self.n_parts, len(candidates)))
@@ -257,6 +257,16 @@ class CertifiedSeeding:
         n_threads = self.n_threads if ns >= HANDING_NS and self.n_parts > 1 else 1
         run_tasks(function, self.n_parts, 4 * n_threads, n_threads, multiple=1)
 
+    def _do_without_plane(self):
+        """Evaluate all rows while that is seldom, else pack them for the lane kernel and leave the plane."""
+        height, panel = _kernels.native.tile_rows(), _kernels.native.panel_centers()
+        shape = -(-len(self.closest) // height), -(-len(self.rows) // panel) * panel
+        self.hits = np.full(shape, ~np.uint64(0))  # all rows; for the first center, or once
+        self.n_long += 1
+        if self.plane is None or self.n_long > EARLY:
+            self.plane = None
+            self._pack()
+
     def _pack(self):
         """Rows for the lane kernel, and the limits of its scores."""
         self.packed = self.make_packed()
@@ -265,9 +275,6 @@ class CertifiedSeeding:
         self.limits[len(self.closest) :] = -np.inf  # rows that only fill the last tile
         self.weights32 = np.zeros(n_tiles * height, dtype=np.float32)
         self.weights32[: len(self.weights)] = self.weights
-        panel = _kernels.native.panel_centers()
-        width = -(-len(self.rows) // panel) * panel
-        self.hits = np.full((n_tiles, width), ~np.uint64(0))  # all rows, for the first center
         self._set_rounding_of_gains()
         if self.n_centers > 0:
             self._set_closest(np.arange(len(self.closest), dtype=np.int32), self.closest.copy())

@@ -8,9 +8,9 @@
  *     <q, p> - s_c |p|^2 / (2 s_x)  >=  (s_x^2 |q|^2 - (u + E_x + E_c)^2) / (2 s_x s_c).
  *
  * score_block computes the left side for 16 rows and some columns, u is at least the distance to the
- * center that a row had before. What survives is looked at twice more: first by all features, the
- * rows as int8 with a scale each, the centers as int16; then by float64 differences, which decide,
- * lowest index on ties. Rows that the planes do not serve are left to the lane kernel. */
+ * center that a row had before. What survives is looked at twice more: first by all features as int16,
+ * with a scale for each row and center; then by float64 differences, which decide, lowest index on
+ * ties. Rows that the planes do not serve are left to the lane kernel. */
 #include "scan.h"
 
 #include "differences.h"
@@ -123,7 +123,7 @@ double PACK_COLUMNS(const float *Y, int64_t k, int64_t width, double scale, cons
 typedef int16_t shorts8 __attribute__((vector_size(16), aligned(2)));
 #define FINE_LENGTH 46000.0f /* and what float sums and rounding of 2^14 levels add: its square is below 2^31 */
 #define FINE_LARGEST 32767.0f
-#define FINE_LEAST 1e-15f /* rows of less are zeros, for their squares could be lost, and so are those whose overflow */
+#define FINE_LEAST 1e-15f /* rows of less, whose squares could be lost, are zeros; so are those of squares too large */
 
 void PACK_FINE(const void *X, int is_f64, int64_t n, int64_t d, const float *origin, int16_t *codes, float *scales,
                float *errors, int32_t *sq_norms) {
@@ -184,9 +184,11 @@ typedef int32_t axes_vector __attribute__((vector_size(16), aligned(4), may_alia
 #endif
 typedef axes_vector loose_axes __attribute__((aligned(4), may_alias));
 
-static inline __attribute__((always_inline)) void project_axes(
-    const int32_t *pairs, int64_t n_pairs, const int32_t *axes, int64_t n_axes, /* IN (PROJECTED_ROWS, n_pairs), (n_pairs, n_axes) */
-    int vectors, int32_t *out) {                                  /* vectors * AXES columns of (PROJECTED_ROWS, n_axes) OUT */
+/* pairs IN (PROJECTED_ROWS, n_pairs), axes IN (n_pairs, n_axes); out OUT: the first vectors * AXES columns of
+ * (PROJECTED_ROWS, n_axes). */
+static inline __attribute__((always_inline)) void project_axes(const int32_t *pairs, int64_t n_pairs,
+                                                               const int32_t *axes, int64_t n_axes, int vectors,
+                                                               int32_t *out) {
     axes_vector sums[PROJECTED_ROWS][AXIS_VECTORS];
     for (int r = 0; r < PROJECTED_ROWS; r++)
         for (int v = 0; v < vectors; v++) sums[r][v] = (axes_vector){0};
@@ -367,8 +369,8 @@ typedef struct {
 /* <q, p> of a fine point and n others, TOGETHER at most: of the rows labels (n,) of codes (k, d). */
 #define TOGETHER 4
 
-static inline __attribute__((always_inline)) void products(const int16_t *q, const int16_t *codes, const int32_t *labels,
-                                                           int n, int64_t d, int32_t *dots) {
+static inline __attribute__((always_inline)) void products(const int16_t *q, const int16_t *codes,
+                                                           const int32_t *labels, int n, int64_t d, int32_t *dots) {
     int64_t j = 0;
     const int16_t *p[TOGETHER] = {0};
     for (int c = 0; c < n; c++) p[c] = codes + labels[c] * d, dots[c] = 0;
@@ -580,8 +582,10 @@ static void interleave(const int32_t *const codes[BLOCK], int64_t units, int32_t
                 a[r + 2 * h + 1] = _mm512_unpackhi_epi64(b[r + h], b[r + h + 2]);
             }
         for (int j = 0; j < 4; j++) { /* quarter q of a[4 i + j]: unit 4 q + j of the rows 4 i to 4 i + 3 */
-            __m512i even0 = _mm512_shuffle_i32x4(a[j], a[4 + j], 0x88), even1 = _mm512_shuffle_i32x4(a[8 + j], a[12 + j], 0x88);
-            __m512i odd0 = _mm512_shuffle_i32x4(a[j], a[4 + j], 0xDD), odd1 = _mm512_shuffle_i32x4(a[8 + j], a[12 + j], 0xDD);
+            __m512i even0 = _mm512_shuffle_i32x4(a[j], a[4 + j], 0x88);
+            __m512i even1 = _mm512_shuffle_i32x4(a[8 + j], a[12 + j], 0x88);
+            __m512i odd0 = _mm512_shuffle_i32x4(a[j], a[4 + j], 0xDD);
+            __m512i odd1 = _mm512_shuffle_i32x4(a[8 + j], a[12 + j], 0xDD);
             b[j] = _mm512_shuffle_i32x4(even0, even1, 0x88), b[8 + j] = _mm512_shuffle_i32x4(even0, even1, 0xDD);
             b[4 + j] = _mm512_shuffle_i32x4(odd0, odd1, 0x88), b[12 + j] = _mm512_shuffle_i32x4(odd0, odd1, 0xDD);
         }
@@ -696,8 +700,8 @@ static int64_t panels_beyond(const drift_table *table, double drift) {
 /* Sorts rows by the panels that they need, most first; returns how many need any. starts: zeros. Sets upper and
  * lows, between which the centers of the rows are. */
 static int64_t sort_rows(const skivfpq_scan *s, int64_t first_row, int64_t last_row, int64_t n_panels,
-                         const drift_table *table, const int32_t *labels, double *upper, const double *lower, int64_t *starts, int32_t *needs,
-                         int32_t *rows, float *lows) {
+                         const drift_table *table, const int32_t *labels, double *upper, const double *lower,
+                         int64_t *starts, int32_t *needs, int32_t *rows, float *lows) {
     for (int64_t row = first_row; row < last_row; row++) {
         int32_t label = labels[row];
         double u = label < 0 ? INFINITY : upper[row] + s->moved[label];
@@ -753,8 +757,8 @@ int64_t CERTIFIED_NEAREST(const skivfpq_scan *s, int64_t first_row, int64_t last
     fill_table(s, n_panels, &table);
     int failed = !w || !starts || !needs || !rows || !memory || !lows;
     int64_t n_rows = failed ? 0
-                            : sort_rows(s, first_row, last_row, n_panels, &table, labels, upper, lower, starts, needs, rows,
-                                        lows - first_row);
+                            : sort_rows(s, first_row, last_row, n_panels, &table, labels, upper, lower, starts, needs,
+                                        rows, lows - first_row);
     if (!failed) {
         w->s = s, w->margin = margin, w->budget = 0;
         uint8_t *aligned = memory + (64 - (uintptr_t)memory % 64);
