@@ -426,6 +426,12 @@ def test_orthonormalize(instruction_set, shape):
         assert np.all(np.abs(left) <= 1e-13 * np.abs(Q[:m]).max(axis=1, keepdims=True))
 
 
+def test_orthonormalize_nearly_equal_rows(instruction_set):
+    Q = 1 + 1e-6 * np.random.default_rng(0).normal(size=(20, 33))
+    native.orthonormalize(Q)
+    assert_allclose(Q @ Q.T, np.eye(20), atol=1e-14)  # 1e-10 without a second round
+
+
 def test_rows_in_the_span_of_others_become_zeros(instruction_set):
     Q = np.random.default_rng(0).normal(size=(5, 12))
     Q[2], Q[3] = Q[0] - 3 * Q[1], 0
