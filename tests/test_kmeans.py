@@ -458,3 +458,20 @@ def test_peak_memory(monkeypatch, init):
     finally:
         tracemalloc.stop()
     assert 0.5 * X.nbytes < peak < 1.5 * X.nbytes
+
+
+@pytest.mark.parametrize("n_features", [3, 300])
+def test_a_step_without_changes_adds_nothing_up(monkeypatch, n_features):
+    X = np.random.default_rng(0).normal(size=(2000, n_features))
+    step = lloyd.MemoryStep(X, np.ones(2000), 1, 5)
+    before = step(X[:5])
+    sums, counts = before.sums.copy(), before.counts.copy()
+    monkeypatch.setattr(step, "_add_up", None)
+    again = step(X[:5])
+    assert again.n_changed == 0
+    assert_array_equal(again.sums, sums)
+    assert_array_equal(again.counts, counts)
+    monkeypatch.undo()
+    step.start()
+    assert step(X[:5]).n_changed == 2000
+    assert_array_equal(step.sums, sums)

@@ -71,12 +71,14 @@ class MemoryStep:
             self.labels = before.copy()
             self._measured = self.search(centers, self.labels, self._sq_distances)
         moved = self.labels != before
-        self._add_up(moved, before)
+        n_changed = np.count_nonzero(moved)
+        if n_changed or not self._summed:
+            self._add_up(moved, before)
         return Moments(
             self.sums[: len(centers)],
             self.counts[: len(centers)],
             inertia=self.inertia,
-            n_changed=np.count_nonzero(moved),
+            n_changed=n_changed,
             farthest=self.farthest,
         )
 
