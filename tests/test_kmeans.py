@@ -417,11 +417,13 @@ def test_finds_the_clouds(blobs):
     assert adjusted_rand_score(labels, KMeans(6, random_state=0).fit_predict(blobs)) > 0.95
 
 
+@pytest.mark.parametrize("short", [0, blocks.SHORT])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_centers_are_means_however_rows_move(monkeypatch, dtype):
+def test_centers_are_means_however_rows_move(monkeypatch, dtype, short):
     """Sums follow the rows that move; rows of 1e30 come and go without a trace."""
-    monkeypatch.setattr(blocks, "SHORT", 0)  # else all rows are added up anew
+    monkeypatch.setattr(blocks, "SHORT", short)
     monkeypatch.setattr(blocks, "MOVED", 1.0)
+    monkeypatch.setattr(lloyd, "FEW", 1.0)
     rng = np.random.default_rng(0)
     X = rng.normal(size=(3000, 40)).astype(dtype)
     X[::500] *= dtype(1e30)

@@ -526,6 +526,25 @@ def test_moved_rows(instruction_set, dtype):
     assert_array_equal(given_up, [0, 0, 1, 7, 7, 1, 7, 7, 0])
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_few_moved_rows(instruction_set, dtype):
+    rng = np.random.default_rng(0)
+    X, weights = rng.normal(size=(300, 11)).astype(dtype), rng.random(300)
+    before, labels = rng.integers(7, size=(2, 300)).astype(np.int32)
+    labels[30:] = before[30:]
+    sums = rng.normal(size=(7, 11))
+    expected = sums.copy()
+    for row in np.flatnonzero(labels != before):  # in their order
+        expected[before[row]] -= weights[row] * X[row].astype(np.float64)
+        expected[labels[row]] += weights[row] * X[row].astype(np.float64)
+    assert native.move_few(X, weights, labels, before, 10.0, sums)
+    assert_array_equal(sums, expected)
+    X[100] = 1e6  # which does not move
+    assert native.move_few(X, weights, labels, before, 10.0, sums)
+    labels[100] = 6 - before[100] if before[100] != 3 else 0
+    assert not native.move_few(X, weights, labels, before, 10.0, sums)
+
+
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_tiles_and_what_is_nearest_by_them(instruction_set, case, dtype):

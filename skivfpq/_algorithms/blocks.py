@@ -16,6 +16,7 @@ TILE_MULTIPLE = 48  # rows of a task start at a block of 16 rows and a tile of 8
 ROWS_PER_TASK = 2048  # a native call packs the centers anew: below 1/1000 of its work at this height
 SAMPLE = 256  # rows whose mean stands for all rows'
 MOVED = 0.8  # moves by rows of a cluster, beyond which it is added up anew
+FEW = 0.25  # share of the rows, below which those that moved are read one by one
 GATHERED = 0.4  # share of the rows, below which they are gathered by cluster
 SHORT = 1 << 19  # values, added up in 0.1 ms
 HANDING_NS = 4e5  # work that is done before threads have their tasks and are waited for
@@ -132,6 +133,12 @@ def walk_is_short(X, sums):
 def may_gather(X, sums):
     """Whether adding up few rows, gathered by cluster, can be faster than one walk over all."""
     return X.shape[1] >= 16 or sums.nbytes > CACHED or not runs_native(X)
+
+
+def move_few(X, weights, labels, before, limit, sums, counts):
+    """Sums and counts after few labels have changed; False where the sums are to be made anew."""
+    counts[:] = np.bincount(labels, weights, minlength=len(counts))
+    return _kernels.native.move_few(X, weights, labels, before, limit, sums)
 
 
 def add_rows(X, weights, labels, sums, counts, n_threads):

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from skivfpq._algorithms.blocks import (
+    FEW,
     add_rows,
     cluster_sums,
     evenly,
     may_gather,
+    move_few,
     row_sq_distances,
     runs_native,
     update_sums,
@@ -73,7 +75,7 @@ class MemoryStep:
         moved = self.labels != before
         n_changed = np.count_nonzero(moved)
         if n_changed or not self._summed:
-            self._add_up(moved, before)
+            self._add_up(moved, n_changed, before)
         return Moments(
             self.sums[: len(centers)],
             self.counts[: len(centers)],
@@ -82,11 +84,13 @@ class MemoryStep:
             farthest=self.farthest,
         )
 
-    def _add_up(self, moved, before):
+    def _add_up(self, moved, n_changed, before):
         """Sums and counts, anew only for the clusters that won or lost rows."""
         arguments = self.sums, self.counts, self.n_threads
         if walk_is_short(self.X, self.sums):
-            add_rows(self.X, self.weights, self.labels, *arguments)
+            few = self._summed and n_changed <= FEW * len(moved)
+            if not (few and self._move_few(before)):
+                add_rows(self.X, self.weights, self.labels, *arguments)
         elif self._summed and may_gather(self.X, self.sums) and runs_native(self.X):
             update_sums(self.X, self.weights, self.labels, before, self._limit(), *arguments)
         else:
@@ -96,6 +100,9 @@ class MemoryStep:
                 changed[self.labels[moved]] = changed[before[moved]] = True
             cluster_sums(self.X, self.weights, self.labels, changed, *arguments)
         self._summed = True
+
+    def _move_few(self, before):
+        return move_few(self.X, self.weights, self.labels, before, self._limit(), self.sums, self.counts)
 
     def _limit(self):
         """Weighted values up to this are like most; a sum that they leave keeps its digits."""

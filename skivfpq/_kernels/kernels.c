@@ -204,6 +204,25 @@ ADD_ROWS(add_rows_f64, double)
 MOVE_ROWS(move_rows_f32, float)
 MOVE_ROWS(move_rows_f64, double)
 
+#define MOVE_FEW(NAME, REAL)                                                                         \
+    static int NAME(const REAL *X, int64_t n, int64_t d, const double *weights, const int32_t *labels, \
+                    const int32_t *before, double limit, double *sums) {                             \
+        for (int64_t row = 0; row < n; row++) {                                                      \
+            if (labels[row] == before[row]) continue;                                                \
+            double *from = sums + before[row] * d, *to = sums + labels[row] * d;                     \
+            REAL largest = 0;                                                                        \
+            for (int64_t j = 0; j < d; j++) {                                                        \
+                REAL x = X[row * d + j], size = x < 0 ? -x : x;                                      \
+                largest = size > largest ? size : largest;                                           \
+                from[j] -= weights[row] * (double)x, to[j] += weights[row] * (double)x;              \
+            }                                                                                        \
+            if (!(largest * weights[row] <= limit)) return 0;                                        \
+        }                                                                                            \
+        return 1;                                                                                    \
+    }
+MOVE_FEW(move_few_f32, float)
+MOVE_FEW(move_few_f64, double)
+
 /* Scrambled bits of a value; zeros of either sign give 0. */
 static inline uint64_t mix(double value) {
     uint64_t bits;
@@ -251,5 +270,5 @@ const skivfpq_kernels LEVELLED(kernels, LEVEL) = {
     row_hashes_f32, row_hashes_f64, MULTIPLY, ORTHONORMALIZE, nearest_packed, TILE(f32), PACK_TILES(f32),
     order_by_label, &SCAN_SHAPE, PACK_ROWS, PACK_COLUMNS, CERTIFIED_NEAREST, PROJECT, EMBED, PACK_FINE, SET_CLOSEST,
     CLOSER_CANDIDATES, add_rows_f32, add_rows_f64, encode, row_sq_distances, SCORE_CANDIDATES, PANEL_CENTERS,
-    PACK_PLANE, move_rows_f32, move_rows_f64,
+    PACK_PLANE, move_rows_f32, move_rows_f64, move_few_f32, move_few_f64,
 };

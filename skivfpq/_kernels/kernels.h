@@ -91,6 +91,11 @@ typedef struct {
     void (*move_rows_f64)(const double *X, int64_t d, const double *weights, const int32_t *rows, int64_t n_moved,
                           const int32_t *events, const int32_t *bounds, const int64_t *clusters, int64_t n_clusters,
                           double limit, double *sums, uint8_t *given_up);
+    /* The same of all clusters in one walk over the labels; 0, the sums being spoilt, at a row beyond the limit. */
+    int (*move_few_f32)(const float *X, int64_t n, int64_t d, const double *weights, const int32_t *labels,
+                        const int32_t *before, double limit, double *sums);
+    int (*move_few_f64)(const double *X, int64_t n, int64_t d, const double *weights, const int32_t *labels,
+                        const int32_t *before, double limit, double *sums);
 } skivfpq_kernels;
 
 /* The table for the named instruction set, or for the best one of this CPU when name is NULL;

@@ -113,6 +113,10 @@ cdef extern from "kernels.h":
                               const int32_t *, const int64_t *, int64_t, double, double *, uint8_t *) noexcept nogil
         void (*move_rows_f64)(const double *, int64_t, const double *, const int32_t *, int64_t, const int32_t *,
                               const int32_t *, const int64_t *, int64_t, double, double *, uint8_t *) noexcept nogil
+        int (*move_few_f32)(const float *, int64_t, int64_t, const double *, const int32_t *, const int32_t *,
+                            double, double *) noexcept nogil
+        int (*move_few_f64)(const double *, int64_t, int64_t, const double *, const int32_t *, const int32_t *,
+                            double, double *) noexcept nogil
     const skivfpq_kernels *skivfpq_pick(const char *name)
     const char *skivfpq_runnable(int i)
     const char *skivfpq_emulated(int i)
@@ -267,6 +271,32 @@ def move_rows(
         else:
             kernels.move_rows_f64(&X[0, 0], X.shape[1], &weights[0], &rows[0], n_moved, &events[0], &bounds[0],
                                   &clusters[0], clusters.shape[0], limit, &sums[0, 0], &given_up[0])
+
+
+def move_few(
+    const floating[:, ::1] X,        # IN (n_samples, n_features)
+    const double[::1] weights,       # IN (n_samples,)
+    const int32_t[::1] labels,       # IN (n_samples,)
+    const int32_t[::1] before,       # IN (n_samples,)
+    double limit,                    # IN of a weighted row's values
+    double[:, ::1] sums,             # INOUT (n_clusters, n_features)
+):
+    """Weighted sums of the clusters after some labels have changed; False, and spoilt sums, where a row that
+    moved is beyond the limit."""
+    cdef int64_t n = X.shape[0]
+    cdef int done
+    if (weights.shape[0] != n or labels.shape[0] != n or before.shape[0] != n or sums.shape[1] != X.shape[1]):
+        raise ValueError("move_few: shapes of X, weights, labels and sums do not fit together.")
+    if n == 0:
+        return True
+    with nogil:
+        if floating is float:
+            done = kernels.move_few_f32(&X[0, 0], n, X.shape[1], &weights[0], &labels[0], &before[0], limit,
+                                        &sums[0, 0])
+        else:
+            done = kernels.move_few_f64(&X[0, 0], n, X.shape[1], &weights[0], &labels[0], &before[0], limit,
+                                        &sums[0, 0])
+    return bool(done)
 
 
 def row_hashes(
