@@ -27,7 +27,7 @@ from skivfpq._kernels import dense_rows
 
 # 9 steps for k-means of 60,000 x 8 or 16 then reach the error of 25 plain ones.
 BEYOND, MOMENTUM = 0.9, 0.5
-SAMPLE = 1024  # rows whose values stand for all rows'
+SAMPLE = 128  # rows whose values stand for all rows'
 LIKE_MOST = 16.0  # times the median of a row's largest value
 
 
