@@ -52,17 +52,15 @@ class Embedding:
     def _pack_axes(self, axes):
         """Sets axes (n_features, n_axes), a contraction, and packed_axes, of the same values."""
         n_features, n_axes = axes.shape
-        levels = np.zeros(
-            (n_features + n_features % 2, -(-(n_axes + TAIL_COPIES) // 16) * 16), dtype=np.int16
-        )
+        shape = n_features + n_features % 2, -(-(n_axes + TAIL_COPIES) // 16) * 16
+        levels = np.zeros(shape, dtype=np.int16)
         levels[:n_features, :n_axes] = np.rint(axes * FINE_LENGTH)
         self.packed_axes = np.ascontiguousarray(levels.reshape(-1, 2, levels.shape[1]).transpose(0, 2, 1))
         columns = np.ascontiguousarray(levels[:n_features, :n_axes].T)
         products = np.empty((n_axes, levels.shape[1]), dtype=np.int32)
         _kernels.native.project(columns, self.packed_axes, products)
-        sq_norm = (
-            np.abs(products.astype(np.float64)).sum(axis=1).max()
-        )  # of the matrix, at most (Gershgorin 1931)
+        row_sums = np.abs(products.astype(np.float64)).sum(axis=1)
+        sq_norm = row_sums.max()  # of the matrix, at most (Gershgorin 1931)
         self.axes_scale = float((1 - 1e-12) / np.sqrt(max(sq_norm, 1)))
         self.axes = self.axes_scale * columns.T
 
