@@ -435,6 +435,12 @@ static inline interval exact_distance(double sq_distance) {
     return (interval){sqrt(sq_distance) * (1 - ROUNDING), sqrt(sq_distance) * (1 + ROUNDING)};
 }
 
+/* By the fine points or, where those are of no use, exactly. */
+static inline interval finite_distance(const skivfpq_scan *s, int64_t row, int64_t label) {
+    interval distance = distance_to(s, row, label);
+    return distance.high < INFINITY ? distance : exact_distance(exact_sq_distance(s, row, label));
+}
+
 static inline void prefetch(const void *memory, int64_t size) {
     for (int64_t byte = 0; byte < size; byte += 64) __builtin_prefetch((const char *)memory + byte);
 }
@@ -560,8 +566,7 @@ static void guess_labels(const skivfpq_scan *s, block_state *b) {
     for (int r = 0; r < BLOCK; r++)
         if (b->rows[r] >= 0 && b->labels[r] < 0) {
             b->labels[r] = s->ids[columns[r]];
-            interval distance = distance_to(s, b->rows[r], b->labels[r]);
-            if (!(distance.high < INFINITY)) distance = exact_distance(exact_sq_distance(s, b->rows[r], b->labels[r]));
+            interval distance = finite_distance(s, b->rows[r], b->labels[r]);
             b->upper[r] = distance.high, b->low[r] = distance.low;
         }
 }
@@ -569,29 +574,7 @@ static void guess_labels(const skivfpq_scan *s, block_state *b) {
 /* Interleaves the codes (units,) of 16 rows: a block. */
 static void interleave(const int32_t *const codes[BLOCK], int64_t units, int32_t *block) {
     int64_t u = 0;
-#ifdef __AVX512F__ /* 16 units at a time, in registers */
-    for (; u < units; u += 16) {
-        __mmask16 present = units - u < 16 ? (__mmask16)((1 << (units - u)) - 1) : 0xFFFF;
-        __m512i a[16], b[16];
-        for (int r = 0; r < 16; r++) a[r] = _mm512_maskz_loadu_epi32(present, codes[r] + u);
-        for (int r = 0; r < 16; r += 2)
-            b[r] = _mm512_unpacklo_epi32(a[r], a[r + 1]), b[r + 1] = _mm512_unpackhi_epi32(a[r], a[r + 1]);
-        for (int r = 0; r < 16; r += 4)
-            for (int h = 0; h < 2; h++) {
-                a[r + 2 * h] = _mm512_unpacklo_epi64(b[r + h], b[r + h + 2]);
-                a[r + 2 * h + 1] = _mm512_unpackhi_epi64(b[r + h], b[r + h + 2]);
-            }
-        for (int j = 0; j < 4; j++) { /* quarter q of a[4 i + j]: unit 4 q + j of the rows 4 i to 4 i + 3 */
-            __m512i even0 = _mm512_shuffle_i32x4(a[j], a[4 + j], 0x88);
-            __m512i even1 = _mm512_shuffle_i32x4(a[8 + j], a[12 + j], 0x88);
-            __m512i odd0 = _mm512_shuffle_i32x4(a[j], a[4 + j], 0xDD);
-            __m512i odd1 = _mm512_shuffle_i32x4(a[8 + j], a[12 + j], 0xDD);
-            b[j] = _mm512_shuffle_i32x4(even0, even1, 0x88), b[8 + j] = _mm512_shuffle_i32x4(even0, even1, 0xDD);
-            b[4 + j] = _mm512_shuffle_i32x4(odd0, odd1, 0x88), b[12 + j] = _mm512_shuffle_i32x4(odd0, odd1, 0xDD);
-        }
-        for (int l = 0; l < 16 && u + l < units; l++) _mm512_storeu_si512(block + (u + l) * BLOCK, b[l]);
-    }
-#elif defined(__AVX2__) /* 8 units of 8 rows */
+#ifdef __AVX2__ /* 8 units of 8 rows at a time, in registers */
     for (; u + 8 <= units; u += 8)
         for (int first = 0; first < BLOCK; first += 8) {
             __m256i a[8], b[8];
@@ -708,8 +691,7 @@ static int64_t sort_rows(const skivfpq_scan *s, int64_t first_row, int64_t last_
         int64_t need = s->n_columns && s->drifts[0] < free_drift(u, lower[row]) ? 0 : n_panels;
         lows[row] = 0;
         if (need && label >= 0) {
-            interval distance = distance_to(s, row, label);
-            if (!(distance.high < INFINITY)) distance = exact_distance(exact_sq_distance(s, row, label));
+            interval distance = finite_distance(s, row, label);
             u = distance.high < u ? distance.high : u;
             need = panels_beyond(table, free_drift(u, lower[row]));
             lows[row] = (float)(distance.low * (1 - 1e-7));
