@@ -327,7 +327,10 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     def _append(self, file, X):
         """The file with new rows, in the dtype in which it keeps vectors."""
         self._report(f"Filing {len(X)} rows.")
-        return file.append(_as_kept(X, file.vectors_dtype), effective_n_jobs(self.n_jobs))
+        n_threads = effective_n_jobs(self.n_jobs)
+        file = file.append(_as_kept(X, file.vectors_dtype), n_threads)
+        file.planes(n_threads)
+        return file
 
     def _choose_probes(self, file, X, held_out):
         """Number of probes, and the recall that was measured for it."""
@@ -337,11 +340,14 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         if k == 0 or n_lists == 1:
             return n_lists, None
         held_out = held_out[: max(10, MOST_TRUE_NEIGHBORS // k)]
-        true = true_neighbors(file.metric, X, held_out, k)
+        true = true_neighbors(file.metric, X, held_out, k, effective_n_jobs(self.n_jobs))
         return self._measure_probes(file, file.metric.rows(X[held_out]), true, self.target_recall, held_out)
 
     def _measure_probes(self, file, queries, true, target, own=None):
-        n_probes, recall = choose_probes(file, queries, true, target, self._refine_factor(file), own)
+        n_threads = effective_n_jobs(self.n_jobs)
+        n_probes, recall = choose_probes(
+            file, queries, true, target, self._refine_factor(file), own, n_threads
+        )
         self._report(f"{n_probes} probes reach a recall of {recall:.4f}.")
         if file.codebooks is not None and recall < target:
             if file.keeps_vectors:
@@ -488,8 +494,9 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         """Neighbours of metric rows, without themselves where their numbers are given."""
         k = check_integer("n_neighbors", self.n_neighbors if n_neighbors is None else n_neighbors, 1)
         factor = self._refine_factor(file, refine_factor)
-        settings = self._probes(file, n_probes), factor, _allowed(file.lists, subset)
-        _check_enough(k, file.lists, settings[-1], len(queries), own=numbers is not None)
+        allowed = _allowed(file.lists, subset)
+        _check_enough(k, file.lists, allowed, len(queries), own=numbers is not None)
+        settings = self._probes(file, n_probes), factor, allowed, effective_n_jobs(self.n_jobs)
         if numbers is not None:
             keys, indices = without_self(*file.search(queries, k + 1, *settings), numbers)
         else:
@@ -700,7 +707,9 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             raise ValueError("score needs the vectors, but refine_factor was not set before fit.")
         queries = file.metric.rows(validate_rows(self, X))
         _, found = self._kneighbors(file, queries)
-        return neighbors_recall(file.exact(queries, int(self.n_neighbors)), found)
+        return neighbors_recall(
+            file.exact(queries, int(self.n_neighbors), effective_n_jobs(self.n_jobs)), found
+        )
 
     def tune(self, X, target_recall=None, n_neighbors=None):
         """Choose the fewest probes that reach a recall on queries of yours; nothing is rebuilt.
@@ -740,7 +749,7 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         file = self._file
         queries = file.metric.rows(validate_rows(self, X))
         _check_enough(k, file.lists, None, len(queries))
-        true = file.exact(queries, k)
+        true = file.exact(queries, k, effective_n_jobs(self.n_jobs))
         self.n_probes_, self.recall_ = self._measure_probes(file, queries, true, target)
         self._n_probes_param = self.n_probes
         return self

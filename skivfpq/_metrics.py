@@ -2,7 +2,9 @@
 
 import numpy as np
 
-from skivfpq._algorithms.search import Metric, nearest_rows
+from skivfpq._algorithms.blocks import effective_n_jobs
+from skivfpq._algorithms.list_planes import exact_rows
+from skivfpq._algorithms.search import Metric
 from skivfpq._validation import check_integer, validate_other_rows
 
 METRICS = ("euclidean", "sqeuclidean", "cosine", "inner_product")
@@ -52,7 +54,7 @@ def exact_neighbors(X, Y, n_neighbors=5, metric="euclidean"):
     if n_neighbors > len(Y):
         raise ValueError(f"n_neighbors={n_neighbors} must be at most the number of rows of Y, {len(Y)}.")
     metric = Metric(metric)
-    keys, indices = nearest_rows(metric, metric.rows(X), Y, n_neighbors)
+    keys, indices = exact_rows(metric, metric.rows(X), Y, n_neighbors, effective_n_jobs(None))
     return metric.distances(keys), indices.astype(np.int64, copy=False)
 
 

@@ -4,20 +4,21 @@ Immutable: adding and removing rows gives a new one that shares what did not cha
 way is never disturbed.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
 
 from skivfpq._algorithms.codebooks import Codebooks
 from skivfpq._algorithms.inverted_lists import InvertedLists
+from skivfpq._algorithms.list_planes import CenterPlanes, exact_rows, instruction_set, pack_lists
 from skivfpq._algorithms.planes import nearest_centers
 from skivfpq._algorithms.search import (
     CodeScan,
     Metric,
     Pool,
     lowest_keys,
-    nearest_rows,
+    nearness,
     pair_keys,
     probe,
     scan_vectors,
@@ -36,6 +37,10 @@ class InvertedFile:
     residual: bool  # whether anchors are the centers; else zeros
     vectors_dtype: np.dtype | None  # in which vectors are kept; None where only codes are
     lists: InvertedLists
+    _packed: dict = field(default_factory=dict, init=False, repr=False)  # instruction set -> planes
+
+    def __getstate__(self):
+        return {**self.__dict__, "_packed": {}}  # packed anew from the vectors, for the machine at hand
 
     @property
     def keeps_vectors(self):
@@ -105,17 +110,58 @@ class InvertedFile:
 
     # ---- searching
 
-    def search(self, queries, k, n_probes, refine_factor=None, allowed=None):
+    def planes(self, n_threads=1):
+        """int8 points of the centers and, where vectors are searched, of the rows; packed once, here."""
+        key = instruction_set()
+        if key not in self._packed:
+            rows = None
+            if self.codebooks is None and len(self.lists.ids):
+                vectors, offsets = self.lists.rows["vectors"], self.lists.offsets
+                rows = pack_lists(self.metric, vectors, offsets, self.lists.ids, n_threads)
+            self._packed[key] = CenterPlanes(nearness(self.metric), self.centers), rows
+        return self._packed[key]
+
+    def search(self, queries, k, n_probes, refine_factor=None, allowed=None, n_threads=1):
         """The k nearest rows of each query: keys and row numbers, (n_queries, k).
 
         queries : (n_queries, n_features) float64, as the metric sees them
         allowed : (n_rows,) mask over positions, or None for all; at least k of them
         """
-        keys, ids = np.empty((len(queries), k)), np.empty((len(queries), k), dtype=np.int64)
-        for block in self._query_blocks(len(queries), k):
-            keys[block], positions = self._search_block(queries[block], k, n_probes, refine_factor, allowed)
-            ids[block] = self.lists.ids[positions]
-        return keys, ids
+        center_planes, row_planes = self.planes(n_threads)
+        if row_planes is None:
+            left = np.arange(len(queries))
+            keys, positions = np.empty((len(queries), k)), np.empty((len(queries), k), dtype=np.int64)
+        else:
+            probes = self._probes(center_planes, queries, k, n_probes, allowed, n_threads)
+            planes = row_planes if allowed is None else row_planes.allowing(allowed)
+            keys, positions, left = planes.search(queries, probes, k, n_threads)
+        for block in self._query_blocks(len(left), k):
+            numbers = left[block]
+            keys[numbers], positions[numbers] = self._search_block(
+                queries[numbers], k, n_probes, refine_factor, allowed
+            )
+        return keys, self.lists.ids[positions].astype(np.int64, copy=False)
+
+    def _probes(self, center_planes, queries, k, n_probes, allowed, n_threads):
+        """Lists to scan (n_queries, n) int32, the nearest first, -1 for none; as ``probe`` gives them."""
+        lists, unserved = center_planes.nearest(queries, n_probes, n_threads)
+        sizes = self._allowed_sizes(allowed)
+        left = np.zeros(len(queries), dtype=bool)
+        left[unserved] = True
+        if n_probes < len(self.centers):
+            left |= sizes[lists].sum(axis=1) < k
+        left = np.flatnonzero(left)
+        if not len(left):
+            return lists
+        numbers, more, _ = probe(self.metric, queries[left], self.centers, n_probes, sizes, k)
+        order = np.argsort(numbers, kind="stable")
+        numbers, more = numbers[order], more[order]
+        places = np.arange(len(numbers)) - np.searchsorted(numbers, numbers)
+        probes = np.full((len(queries), max(n_probes, places.max() + 1)), -1, dtype=np.int32)
+        probes[:, :n_probes] = lists
+        probes[left] = -1
+        probes[left[numbers], places] = more
+        return probes
 
     def _query_blocks(self, n_queries, k=0):
         """Blocks of queries whose tables, and distances to all centers, take about 32 MB."""
@@ -219,11 +265,12 @@ class InvertedFile:
         lengths = row_norms(self.anchors)
         return self.lists.radii * (1 + 1e-6) + rounding * (lengths + self.lists.radii)
 
-    def exact(self, queries, k):
+    def exact(self, queries, k, n_threads=1):
         """Row numbers (n_queries, k) of the true neighbours: by vectors, or else by all the codes."""
-        if not self.keeps_vectors:
-            return self.search(queries, k, len(self.centers))[1]
-        _, positions = nearest_rows(self.metric, queries, self.lists.rows["vectors"], k, self.lists.ids)
+        if self.codebooks is None or not self.keeps_vectors:
+            return self.search(queries, k, len(self.centers), n_threads=n_threads)[1]
+        vectors = self.lists.rows["vectors"]
+        _, positions = exact_rows(self.metric, queries, vectors, k, n_threads, self.lists.ids)
         return self.lists.ids[positions]
 
 

@@ -372,11 +372,11 @@ def pack_plane(X, embedding, n_threads=1, fine=None, lanes=1):
     plane = Plane(
         embedding,
         scale,
-        _aligned((-(-n_samples // lanes), units, lanes, 4)),
+        aligned((-(-n_samples // lanes), units, lanes, 4)),
         np.empty(n_samples, dtype=np.int32),
         np.empty(n_samples, dtype=np.float32),
         typical,
-        _empty_fine(X.shape) if fine is None else fine,
+        empty_fine(X.shape) if fine is None else fine,
     )
     plane.codes[n_samples // lanes :] = 128  # zeros, where the last block is not filled
 
@@ -387,13 +387,13 @@ def pack_plane(X, embedding, n_threads=1, fine=None, lanes=1):
     return plane
 
 
-def _empty_fine(shape):
+def empty_fine(shape):
     """Codes (n_samples, n_features) int16, scales, errors and squared norms, (n_samples,) each."""
     n = shape[0]
     return np.empty(shape, np.int16), np.empty(n, np.float32), np.empty(n, np.float32), np.empty(n, np.int32)
 
 
-def _aligned(shape):
+def aligned(shape):
     """uint8 array that starts at a cache line: a unit of a block is one line."""
     memory = np.empty(int(np.prod(shape)) + 64, dtype=np.uint8)
     start = -memory.ctypes.data % 64
@@ -473,7 +473,7 @@ def _points_of_centers(centers, embedding, n_threads=1):
     """Points Y (n_clusters, width), their bounds (n_clusters,), and the fine points."""
     k = len(centers)
     Y, bounds = np.empty((k, embedding.width), dtype=np.float32), np.empty(k, dtype=np.float32)
-    fine = _empty_fine(centers.shape)
+    fine = empty_fine(centers.shape)
 
     def pack(part):
         _kernels.native.embed(centers[part], embedding, Y[part], bounds[part])

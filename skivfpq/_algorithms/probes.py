@@ -3,7 +3,7 @@
 import numpy as np
 
 from skivfpq._algorithms.ivf import without_self
-from skivfpq._algorithms.search import nearest_lists, nearest_rows
+from skivfpq._algorithms.list_planes import exact_rows
 from skivfpq._kernels import row_blocks
 
 HELD_OUT = 1000  # rows that are queries in place of training rows: recall@10 to about 0.005
@@ -22,12 +22,12 @@ def hold_out(n_samples, n_lists, rng):
     return np.sort(rng.choice(n_samples, min(HELD_OUT, n_samples // 10), replace=False)), True
 
 
-def true_neighbors(metric, X, numbers, k):
+def true_neighbors(metric, X, numbers, k, n_threads):
     """The k true neighbours (n_numbers, k) of some rows of X, each without itself."""
-    return without_self(*nearest_rows(metric, metric.rows(X[numbers]), X, k + 1), numbers)[1]
+    return without_self(*exact_rows(metric, metric.rows(X[numbers]), X, k + 1, n_threads), numbers)[1]
 
 
-def choose_probes(file, queries, true, target, refine_factor, own=None):
+def choose_probes(file, queries, true, target, refine_factor, own=None, n_threads=1):
     """Fewest probes that reach a mean recall with 95 % confidence, and that recall.
 
     Where codes cannot reach it, the fewest probes that find what can be found.
@@ -39,7 +39,7 @@ def choose_probes(file, queries, true, target, refine_factor, own=None):
     true : (n_queries, k) row numbers of their true neighbours
     own : (n_queries,) row numbers of the queries themselves, None for queries from elsewhere
     """
-    covered = _covering_probes(file, queries, true)
+    covered = _covering_probes(file, queries, true, n_threads)
     n_lists = len(file.centers)
     n_probes, recall = _fewest(lambda n: (covered <= n).mean(axis=1), target, 1, n_lists, patient=True)
     if file.codebooks is None:  # exact within the lists: found is what they hold
@@ -47,18 +47,18 @@ def choose_probes(file, queries, true, target, refine_factor, own=None):
     k = true.shape[1] + (own is not None)
 
     def recall_of_codes(n_probes):
-        keys, found = file.search(queries, k, n_probes, refine_factor)
+        keys, found = file.search(queries, k, n_probes, refine_factor, n_threads=n_threads)
         found = found if own is None else without_self(keys, found, own)[1]
         return np.array([np.isin(t, f).mean() for t, f in zip(true, found)])
 
     return _fewest(recall_of_codes, target, n_probes, n_lists)
 
 
-def _covering_probes(file, queries, true):
+def _covering_probes(file, queries, true, n_threads):
     """How many lists must be probed to find each true neighbour, (n_queries, k)."""
     covered = np.empty(true.shape, dtype=np.int64)
-    for block in row_blocks(len(queries), file.centers.size):
-        order = nearest_lists(file.metric, queries[block], file.centers, len(file.centers))
+    for block in row_blocks(len(queries), 2 * len(file.centers)):
+        order = file.planes(n_threads)[0].ranked(queries[block], n_threads)
         lists_of_true = file.lists.list_of(file.lists.positions[true[block]])
         covered[block] = 1 + np.take_along_axis(np.argsort(order, axis=1), lists_of_true, axis=1)
     return covered

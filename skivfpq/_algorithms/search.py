@@ -200,10 +200,14 @@ def _ball_around(metric, rows):
     return center, np.sqrt(sq_radius) * (1 + 1e-12)
 
 
+def nearness(metric):
+    """By what centers are near a query: by product for inner_product, else by distance."""
+    return Metric("inner_product" if metric.is_product else "sqeuclidean")
+
+
 def nearest_lists(metric, queries, centers, n_probes):
-    """Numbers (n_queries, n_probes) of the lists to probe: by product for inner_product, else by distance."""
-    nearness = Metric("inner_product" if metric.is_product else "sqeuclidean")
-    return nearest_rows(nearness, queries, centers, n_probes)[1]
+    """Numbers (n_queries, n_probes) of the lists to probe, nearest first."""
+    return nearest_rows(nearness(metric), queries, centers, n_probes)[1]
 
 
 def probe(metric, queries, centers, n_probes, sizes, k):

@@ -270,5 +270,5 @@ const skivfpq_kernels LEVELLED(kernels, LEVEL) = {
     row_hashes_f32, row_hashes_f64, MULTIPLY, ORTHONORMALIZE, nearest_packed, TILE(f32), PACK_TILES(f32),
     order_by_label, &SCAN_SHAPE, PACK_ROWS, PACK_COLUMNS, CERTIFIED_NEAREST, PROJECT, EMBED, PACK_FINE, SET_CLOSEST,
     CLOSER_CANDIDATES, add_rows_f32, add_rows_f64, encode, row_sq_distances, SCORE_CANDIDATES, PANEL_CENTERS,
-    PACK_PLANE, move_rows_f32, move_rows_f64, move_few_f32, move_few_f64,
+    PACK_PLANE, move_rows_f32, move_rows_f64, move_few_f32, move_few_f64, SEARCH_LISTS, NEAREST_LISTS,
 };

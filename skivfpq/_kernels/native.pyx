@@ -55,6 +55,27 @@ cdef extern from "scan.h":
         const double *far_lengths
         int64_t n_far
 
+cdef extern from "search.h":
+    ctypedef struct skivfpq_lists:
+        const void *vectors
+        int kind
+        int metric
+        int64_t d
+        const int64_t *offsets
+        int64_t n_lists
+        const int32_t *ids
+        const uint8_t *codes
+        const int64_t *blocks
+        const int32_t *terms
+        const int64_t *strays
+        const int64_t *stray_offsets
+        int64_t units
+        const float *origin
+        double scale
+        double query_scale
+        double error
+        double longest
+
 cdef extern from "kernels.h":
     ctypedef struct skivfpq_kernels:
         int (*nearest_centers_f32)(const float *, int64_t, int64_t, const double *, int64_t,
@@ -117,6 +138,10 @@ cdef extern from "kernels.h":
                             double, double *) noexcept nogil
         int (*move_few_f64)(const double *, int64_t, int64_t, const double *, const int32_t *, const int32_t *,
                             double, double *) noexcept nogil
+        int (*search_lists)(const skivfpq_lists *, const double *, int64_t, const int32_t *, int64_t, int64_t, double *,
+                            int64_t *, uint8_t *) noexcept nogil
+        int (*nearest_lists)(const skivfpq_lists *, const skivfpq_fine_points *, const double *, int64_t, int64_t,
+                             int32_t *, uint8_t *) noexcept nogil
     const skivfpq_kernels *skivfpq_pick(const char *name)
     const char *skivfpq_runnable(int i)
     const char *skivfpq_emulated(int i)
@@ -980,3 +1005,81 @@ cdef inline int64_t first_at_least(const double[::1] values, double limit) noexc
         else:
             low = middle + 1
     return low
+
+
+METRICS = ("distance", "cosine", "product")
+KINDS = ("float64", "float32", "float16", "int8", "uint8")
+
+
+cdef skivfpq_lists lists_of(planes) except *:
+    """What the search knows of rows; the arrays behind its pointers are kept alive by planes."""
+    cdef skivfpq_lists lists
+    cdef const uint8_t[::1] vectors = planes.vectors.reshape(-1).view(np.uint8)
+    cdef const int64_t[::1] offsets = planes.offsets, blocks = planes.blocks
+    cdef const int64_t[::1] strays = planes.strays, stray_offsets = planes.stray_offsets
+    cdef const int32_t[::1] ids = planes.ids
+    cdef const uint8_t[:, :, :, ::1] codes = planes.codes
+    cdef const int32_t[:, ::1] terms = planes.terms
+    cdef const float[::1] origin = planes.origin
+    lists.d, lists.n_lists, lists.units = origin.shape[0], blocks.shape[0] - 1, codes.shape[1]
+    if (planes.vectors.shape != (ids.shape[0], lists.d) or ids.shape[0] == 0 or 4 * lists.units < lists.d
+            or lists.units % kernels.scan_shape.units_multiple or codes.shape[2] != 16 or codes.shape[3] != 4
+            or offsets.shape[0] != blocks.shape[0] or stray_offsets.shape[0] != blocks.shape[0]
+            or terms.shape[0] != codes.shape[0] or terms.shape[1] != 16 or blocks[lists.n_lists] != codes.shape[0]
+            or offsets[lists.n_lists] != ids.shape[0] or stray_offsets[lists.n_lists] != strays.shape[0]):
+        raise ValueError("search: shapes of the planes do not fit together.")
+    lists.vectors, lists.kind = &vectors[0], KINDS.index(planes.vectors.dtype.name)
+    lists.metric = METRICS.index(planes.metric)
+    lists.offsets, lists.blocks, lists.ids = &offsets[0], &blocks[0], &ids[0]
+    lists.codes, lists.terms, lists.origin = &codes[0, 0, 0, 0], &terms[0, 0], &origin[0]
+    lists.strays, lists.stray_offsets = &strays[0] if strays.shape[0] else NULL, &stray_offsets[0]
+    lists.scale, lists.query_scale, lists.error = planes.scale, planes.query_scale, planes.error
+    lists.longest = planes.longest
+    return lists
+
+
+def search_lists(
+    planes,                           # IN list_planes.ListPlanes
+    const double[:, ::1] queries,     # IN (n_queries, n_features), as the metric sees them
+    const int32_t[:, ::1] probes,     # IN (n_queries, n_probes) lists, nearest first, -1 for none
+    double[:, ::1] keys,              # OUT (n_queries, k), ascending
+    int64_t[:, ::1] positions,        # OUT (n_queries, k)
+    uint8_t[::1] unserved,            # OUT (n_queries,) 1 where the search must be done otherwise
+):
+    """The k nearest rows of each query in the lists that it probes, ties by row number."""
+    cdef int status
+    cdef int64_t n = queries.shape[0], k = keys.shape[1]
+    cdef skivfpq_lists lists = lists_of(planes)
+    if (queries.shape[1] != lists.d or probes.shape[0] != n or keys.shape[0] != n or positions.shape[0] != n
+            or unserved.shape[0] != n or positions.shape[1] != k or k == 0 or probes.shape[1] == 0):
+        raise ValueError("search_lists: shapes of queries, probes, keys and positions do not fit together.")
+    if n == 0:
+        return
+    with nogil:
+        status = kernels.search_lists(&lists, &queries[0, 0], n, &probes[0, 0], probes.shape[1], k, &keys[0, 0],
+                                      &positions[0, 0], &unserved[0])
+    if status != 0:
+        raise MemoryError("search_lists: no memory for its scratch arrays.")
+
+
+def nearest_lists(
+    planes,                           # IN list_planes.ListPlanes of the centers, one list, by their numbers
+    fine,                             # IN their fine points
+    const double[:, ::1] queries,     # IN (n_queries, n_features), as the metric sees them
+    int32_t[:, ::1] probes,           # OUT (n_queries, n_probes), the nearest first, the others in any order
+    uint8_t[::1] unserved,            # OUT (n_queries,) 1 where it must be done otherwise
+):
+    """The nearest centers of each query, ties by number."""
+    cdef int status
+    cdef int64_t n = queries.shape[0], n_probes = probes.shape[1]
+    cdef skivfpq_lists lists = lists_of(planes)
+    cdef skivfpq_fine_points points = fine_points_of(fine, planes.ids.shape[0], lists.d)
+    if (queries.shape[1] != lists.d or probes.shape[0] != n or unserved.shape[0] != n or lists.n_lists != 1
+            or not 0 < n_probes <= planes.ids.shape[0]):
+        raise ValueError("nearest_lists: shapes of queries, probes and planes do not fit together.")
+    if n == 0:
+        return
+    with nogil:
+        status = kernels.nearest_lists(&lists, &points, &queries[0, 0], n, n_probes, &probes[0, 0], &unserved[0])
+    if status != 0:
+        raise MemoryError("nearest_lists: no memory for its scratch arrays.")

@@ -14,7 +14,9 @@
 #include "scan.h"
 
 #include "differences.h"
+#include "fine_points.h"
 #include "lanes.h"
+#include "interleave.h"
 #include "score_block.h"
 
 #include <float.h>
@@ -366,30 +368,6 @@ typedef struct {
     block_state blocks[SUPERBLOCK];
 } workspace;
 
-/* <q, p> of a fine point and n others, TOGETHER at most: of the rows labels (n,) of codes (k, d). */
-#define TOGETHER 4
-
-static inline __attribute__((always_inline)) void products(const int16_t *q, const int16_t *codes,
-                                                           const int32_t *labels, int n, int64_t d, int32_t *dots) {
-    int64_t j = 0;
-    const int16_t *p[TOGETHER] = {0};
-    for (int c = 0; c < n; c++) p[c] = codes + labels[c] * d, dots[c] = 0;
-#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
-    __m512i sums0 = _mm512_setzero_si512(), sums1 = sums0, sums2 = sums0, sums3 = sums0;
-    /* asm: GCC copies the sums around the intrinsic. */
-#define ADD_PRODUCTS(c) \
-    if (n > c) asm("vpdpwssd %2, %1, %0" : "+v"(sums##c) : "v"(levels), "m"(*(const __m512i_u *)(p[c] + j)));
-#define SUM_PRODUCTS(c) if (n > c) dots[c] = _mm512_reduce_add_epi32(sums##c);
-    for (; j + 32 <= d; j += 32) {
-        __m512i levels = _mm512_loadu_si512(q + j);
-        ADD_PRODUCTS(0) ADD_PRODUCTS(1) ADD_PRODUCTS(2) ADD_PRODUCTS(3)
-    }
-    SUM_PRODUCTS(0) SUM_PRODUCTS(1) SUM_PRODUCTS(2) SUM_PRODUCTS(3)
-#endif
-    for (int c = 0; c < n && j < d; c++)
-        for (int64_t l = j; l < d; l++) dots[c] += (int32_t)q[l] * p[c][l];
-}
-
 /* |x - c|^2 by their fine points, up to slack; the points' own errors add up to error. */
 typedef struct {
     double square, slack, error;
@@ -569,32 +547,6 @@ static void guess_labels(const skivfpq_scan *s, block_state *b) {
             interval distance = finite_distance(s, b->rows[r], b->labels[r]);
             b->upper[r] = distance.high, b->low[r] = distance.low;
         }
-}
-
-/* Interleaves the codes (units,) of 16 rows: a block. */
-static void interleave(const int32_t *const codes[BLOCK], int64_t units, int32_t *block) {
-    int64_t u = 0;
-#ifdef __AVX2__ /* 8 units of 8 rows at a time, in registers */
-    for (; u + 8 <= units; u += 8)
-        for (int first = 0; first < BLOCK; first += 8) {
-            __m256i a[8], b[8];
-            for (int r = 0; r < 8; r++) a[r] = _mm256_loadu_si256((const __m256i *)(codes[first + r] + u));
-            for (int r = 0; r < 8; r += 2)
-                b[r] = _mm256_unpacklo_epi32(a[r], a[r + 1]), b[r + 1] = _mm256_unpackhi_epi32(a[r], a[r + 1]);
-            for (int r = 0; r < 8; r += 4)
-                for (int h = 0; h < 2; h++) {
-                    a[r + 2 * h] = _mm256_unpacklo_epi64(b[r + h], b[r + h + 2]);
-                    a[r + 2 * h + 1] = _mm256_unpackhi_epi64(b[r + h], b[r + h + 2]);
-                }
-            for (int j = 0; j < 4; j++) { /* half h of a[4 i + j]: unit 4 h + j of the rows 4 i to 4 i + 3 */
-                int32_t *low = block + (u + j) * BLOCK + first, *high = low + 4 * BLOCK;
-                _mm256_storeu_si256((__m256i *)low, _mm256_permute2x128_si256(a[j], a[4 + j], 0x20));
-                _mm256_storeu_si256((__m256i *)high, _mm256_permute2x128_si256(a[j], a[4 + j], 0x31));
-            }
-        }
-#endif
-    for (; u < units; u++)
-        for (int r = 0; r < BLOCK; r++) block[u * BLOCK + r] = codes[r][u];
 }
 
 /* Takes up to 16 rows into a block. */

@@ -13,9 +13,9 @@
 #ifndef SKIVFPQ_SCORE_BLOCK_H
 #define SKIVFPQ_SCORE_BLOCK_H
 
-#include <stdint.h>
+#include "interleave.h"
 
-#define BLOCK 16
+#include <stdint.h>
 
 #define SCORE_BLOCK_ARGUMENTS                                                                        \
     const uint8_t *rows,        /* IN (units, 16, 4) */                                              \

@@ -1,0 +1,215 @@
+/* The coarse step: which lists each query probes, the nearest centers being chosen in three steps. Scores of int8
+ * points leave those that may be among them; fine points (scan.h), 100 times as precise, order these; the few around
+ * the last place that even they cannot tell apart are evaluated in float64. */
+#include "scan.h"
+#include "search.h"
+
+#include "fine_points.h"
+#include "queries.h"
+
+#include <stdlib.h>
+
+typedef struct {
+    double nearness; /* the distance by fine points, or minus the product */
+    int32_t list;
+} candidate;
+
+typedef struct {
+    const skivfpq_lists *centers;
+    const skivfpq_fine_points *fine;
+    int64_t n_probes;
+    const double *queries[COLUMNS];
+    query_point points[COLUMNS];
+    int8_t *codes[COLUMNS]; /* (4 units,) */
+    int8_t *panel;
+    int32_t *scores;        /* (COLUMNS, places) */
+    candidate *candidates;  /* (places,) */
+    int16_t *fine_query;    /* (d,) */
+    double *row;            /* (d,) scratch */
+} probing;
+
+static inline int is_nearer(candidate a, candidate b) {
+    return a.nearness < b.nearness || (a.nearness == b.nearness && a.list < b.list);
+}
+
+/* Brings the n nearest to the front (Hoare's selection). */
+static void select_nearest(candidate *all, int64_t n_all, int64_t n) {
+    int64_t first = 0, last = n_all - 1;
+    while (first < last) {
+        candidate pivot = all[first + (last - first) / 2];
+        int64_t i = first, j = last;
+        while (i <= j) {
+            while (is_nearer(all[i], pivot)) i++;
+            while (is_nearer(pivot, all[j])) j--;
+            if (i <= j) {
+                candidate other = all[i];
+                all[i++] = all[j], all[j--] = other;
+            }
+        }
+        if (n - 1 <= j) last = j;
+        else if (n - 1 >= i) first = i;
+        else return;
+    }
+}
+
+/* Scores (places,) of all centers for each query of a panel; -ABSENT where there is no center. */
+static void score_all(probing *p, int n) {
+    const skivfpq_lists *l = p->centers;
+    int64_t n_blocks = l->blocks[1];
+    int32_t out[COLUMNS][BLOCK] __attribute__((aligned(64)));
+    int32_t starts[COLUMNS], lowest[COLUMNS], caps[BLOCK];
+    uint16_t hits[COLUMNS + 3];
+    for (int c = 0; c < COLUMNS; c++) starts[c] = INT32_MIN / 2;
+    for (int c = 0; c < n; c++)
+        lowest[c] = -p->points[c].reach - 1, starts[c] = -128 * p->points[c].sum - lowest[c];
+    for (int r = 0; r < BLOCK; r++) caps[r] = 65535;
+    fill_panel((const int8_t *const *)p->codes, n, l->units, p->panel);
+    for (int64_t b = 0; b < n_blocks; b++) {
+        const int32_t *terms = l->terms + b * BLOCK;
+        score_block(l->codes + b * l->units * 64, p->panel, starts, l->units, n, terms, caps, out, hits);
+        for (int c = 0; c < n; c++)
+            for (int r = 0; r < BLOCK; r++)
+                p->scores[(c * n_blocks + b) * BLOCK + r] = terms[r] == ABSENT ? -ABSENT : out[c][r] + lowest[c];
+    }
+}
+
+static int64_t count_from(const int32_t *scores, int64_t n, int32_t least) {
+    int32_t count = 0;
+    for (int64_t i = 0; i < n; i++) count += scores[i] >= least;
+    return count;
+}
+
+/* A score that k places or a few more reach, the best possible but for those few: by bisection. */
+static int32_t kth_score(const int32_t *scores, int64_t n, int64_t k) {
+    int32_t low = INT32_MAX, high = INT32_MIN;
+    for (int64_t i = 0; i < n; i++) {
+        if (scores[i] == -ABSENT) continue;
+        low = scores[i] < low ? scores[i] : low, high = scores[i] > high ? scores[i] : high;
+    }
+    while (low < high) { /* k places reach low; fewer reach high + 1 */
+        int32_t middle = low + (int32_t)(((int64_t)high - low + 1) / 2);
+        int64_t count = count_from(scores, n, middle);
+        if (count >= k) low = middle;
+        else high = middle - 1;
+        if (count >= k && count <= k + k / 8) break;
+    }
+    return low;
+}
+
+/* Nearness of the lists of n candidates by fine points; returns how wrong any may be. */
+static double measure(probing *p, const double *query, int64_t n) {
+    const skivfpq_lists *l = p->centers;
+    const skivfpq_fine_points *fine = p->fine;
+    int is_product = l->metric == BY_PRODUCT;
+    float origin[l->d], scale, error, most = 0;
+    int32_t sq_norm, labels[TOGETHER], dots[TOGETHER];
+    double base = 0, reach = 0, length = 0, longest = 0;
+    for (int64_t j = 0; j < l->d; j++) {
+        origin[j] = is_product ? 0 : l->origin[j];
+        if (is_product) base += query[j] * l->origin[j], reach += fabs(query[j] * l->origin[j]);
+    }
+    PACK_FINE(query, 1, 1, l->d, origin, p->fine_query, &scale, &error, &sq_norm);
+    length = scale * sqrt((double)sq_norm);
+    for (int64_t i = 0; i < n; i += TOGETHER) {
+        int together = n - i < TOGETHER ? (int)(n - i) : TOGETHER;
+        for (int c = 0; c < TOGETHER; c++) labels[c] = p->candidates[c < together ? i + c : i].list;
+        products(p->fine_query, fine->codes, labels, TOGETHER, l->d, dots);
+        for (int c = 0; c < together; c++) {
+            int32_t list = labels[c];
+            double other = (double)fine->scales[list] * fine->scales[list] * fine->sq_norms[list];
+            double product = (double)scale * fine->scales[list] * dots[c];
+            p->candidates[i + c].nearness =
+                is_product ? -base - product : sqrt(fmax(length * length - 2 * product + other, 0));
+            most = fmaxf(most, fine->errors[list]), longest = fmax(longest, other);
+        }
+    }
+    longest = sqrt(longest);
+    if (is_product) return length * most + error * (longest + most) + 1e-12 * (reach + (length + error) * longest) + TINY;
+    return (most + error) * (1 + ROUNDING) + 1e-6 * (length + longest) + TINY; /* roots of cancelled squares */
+}
+
+/* The n_probes nearest of n candidates to the front: exactly. */
+static void choose(probing *p, const double *query, int64_t n) {
+    candidate *all = p->candidates;
+    int64_t n_probes = p->n_probes, n_sure = 0, n_near = 0;
+    double error = measure(p, query, n), last = 0;
+    select_nearest(all, n, n_probes);
+    for (int64_t i = 0; i < n_probes; i++) last = i == 0 || all[i].nearness > last ? all[i].nearness : last;
+    double low = last - 2 * error, high = last + 2 * error;
+    for (int64_t i = 0; i < n; i++) n_near += !(all[i].nearness > high);
+    if (n_near == n_probes) return;
+    for (int64_t i = 0, near = 0; i < n && near < n_near; i++) /* near ones to the front, surely nearest first */
+        if (!(all[i].nearness > high)) {
+            candidate found = all[i];
+            all[i] = all[near], all[near] = found;
+            if (found.nearness < low) all[near] = all[n_sure], all[n_sure++] = found;
+            near++;
+        }
+    for (int64_t i = n_sure; i < n_near; i++) all[i].nearness = exact_key(p->centers, query, all[i].list, p->row);
+    select_nearest(all + n_sure, n_near - n_sure, n_probes - n_sure);
+}
+
+/* Candidates by score; returns how many, or 0 where scores cannot serve. */
+static int64_t gather(probing *p, int c, const int32_t *scores) {
+    const skivfpq_lists *l = p->centers;
+    int64_t n = 0, n_scored = l->offsets[1] - l->stray_offsets[1], places = l->blocks[1] * BLOCK;
+    query_point *q = p->points + c;
+    int32_t least = -ABSENT + 1;
+    if (WRAPS && !(q->reach + q->base / q->unit < SPAN)) return 0;
+    if (p->n_probes < n_scored) {
+        q->threshold = INT32_MIN;
+        if (!set_threshold(l, q, highest_key(l, q, kth_score(scores, places, p->n_probes)))) return 0;
+        least = q->threshold > least ? q->threshold : least;
+    }
+    for (int64_t i = 0; i < places; i += BLOCK) {
+        int any = 0;
+        for (int r = 0; r < BLOCK; r++) any |= scores[i + r] >= least;
+        for (int r = 0; any && r < BLOCK; r++) /* every place is written, those that count stay */
+            p->candidates[n].list = (int32_t)(i + r), n += scores[i + r] >= least;
+    }
+    for (int64_t i = 0; i < l->stray_offsets[1]; i++) p->candidates[n++].list = (int32_t)l->strays[i];
+    return n;
+}
+
+/* The nearest of some lists first. */
+static void take_probes(const candidate *all, int64_t n_probes, int32_t *probes) {
+    int64_t nearest = 0;
+    for (int64_t i = 0; i < n_probes; i++) {
+        probes[i] = all[i].list;
+        if (all[i].nearness < all[nearest].nearness) nearest = i;
+    }
+    int32_t first = probes[0];
+    probes[0] = probes[nearest], probes[nearest] = first;
+}
+
+int NEAREST_LISTS(const skivfpq_lists *centers, const skivfpq_fine_points *fine, const double *queries, int64_t n,
+                  int64_t n_probes, int32_t *probes, uint8_t *unserved) {
+    int64_t width = centers->units * 4, places = centers->blocks[1] * BLOCK;
+    probing p = {.centers = centers, .fine = fine, .n_probes = n_probes};
+    int8_t *codes = calloc(2 * COLUMNS, width);
+    p.scores = malloc(sizeof(int32_t) * COLUMNS * places);
+    p.candidates = malloc(sizeof(candidate) * (places + centers->stray_offsets[1] + 1));
+    p.fine_query = malloc(sizeof(int16_t) * centers->d);
+    p.row = malloc(sizeof(double) * centers->d);
+    int failed = !codes || !p.scores || !p.candidates || !p.fine_query || !p.row;
+    begin_scan();
+    for (int64_t first = 0; first < n && !failed; first += COLUMNS) {
+        int n_queries = n - first < COLUMNS ? (int)(n - first) : COLUMNS;
+        p.panel = codes + COLUMNS * width;
+        for (int c = 0; c < n_queries; c++) {
+            p.queries[c] = queries + (first + c) * centers->d, p.codes[c] = codes + c * width;
+            set_query(centers, p.queries[c], p.codes[c], p.points + c);
+        }
+        score_all(&p, n_queries);
+        for (int c = 0; c < n_queries; c++) {
+            int64_t n_candidates = gather(&p, c, p.scores + c * places);
+            unserved[first + c] = n_candidates < n_probes;
+            if (unserved[first + c]) continue;
+            choose(&p, p.queries[c], n_candidates);
+            take_probes(p.candidates, n_probes, probes + (first + c) * n_probes);
+        }
+    }
+    end_scan();
+    free(codes), free(p.scores), free(p.candidates), free(p.fine_query), free(p.row);
+    return failed ? -1 : 0;
+}

@@ -1,0 +1,200 @@
+/* Queries against int8 points of rows: what a score says of a key, and exact keys.
+ *
+ * Rows and queries are known by int8 points, x = o + s a + e with |e| <= E and q = o + t b + f. By the triangle
+ * inequality a row can only be as near as a distance u when |s a - t b| <= u + E + |f|, that is when its score
+ *
+ *     v = <a, b> - floor(s |a|^2 / 2 t)  >=  (t^2 |b|^2 - (u + E + |f|)^2) / (2 s t),
+ *
+ * and a row of score v is no farther than sqrt(t^2 |b|^2 - 2 s t (v - 1)) + E + |f|. For inner products (q then
+ * without o) q.x = q.o + s t <a, b>, up to |s a||f| + |q| E. */
+#ifndef SKIVFPQ_QUERIES_H
+#define SKIVFPQ_QUERIES_H
+
+#include "search.h"
+
+#include "differences.h"
+#include "score_block.h"
+
+#include <math.h>
+#include <string.h>
+
+#define ROUNDING 1e-9  /* more than float64 sums of 1e6 terms are off by, relatively */
+#define TINY 1e-290    /* and by underflow */
+#define LARGEST_SCORE 4e8 /* of thresholds: no score overflows 32 bits then, absent rows never hit */
+#define SPAN 65500     /* of scores that are known modulo 2^16 */
+
+/* What is known of a query. */
+typedef struct {
+    double base, unit, slack; /* |s a - t b|^2 = base - unit v; slack = E + |f|. Or q.x = base + unit v, up to slack */
+    double length;       /* of q for inner products, else of q - o */
+    int32_t sum;         /* of b */
+    int32_t reach;       /* no score is below -reach */
+    int32_t threshold;   /* rows of lower scores cannot win */
+    int32_t cap;         /* no score exceeds threshold + cap; for kernels that wrap */
+} query_point;
+
+/* Sums of a quantized vector. */
+typedef struct {
+    double sq_error, sq_length;
+    int64_t sum, sq_norm;
+} query_sums;
+
+/* levels (d,) of values (d rounded up to whole fours, zeros beyond) in units of scale; beyond LARGEST_COLUMN cut off. */
+static query_sums round_query(const double *values, int64_t d, double scale, int8_t *levels) {
+    typedef int32_t ints4 __attribute__((vector_size(16)));
+    typedef int64_t masks4 __attribute__((vector_size(32)));
+    const terms4 to_integer = {0x1.8p52, 0x1.8p52, 0x1.8p52, 0x1.8p52}; /* adding and subtracting it rounds */
+    const terms4 most = {LARGEST_COLUMN, LARGEST_COLUMN, LARGEST_COLUMN, LARGEST_COLUMN};
+    terms4 sq_errors = {0}, sq_lengths = {0};
+    ints4 sums = {0}, sq_norms = {0};
+    for (int64_t j = 0; j < d; j += 4) {
+        terms4 value = *(const terms4 *)(values + j), level = value * (1 / scale);
+        masks4 above = level > most, below = level < -most;
+        level = (terms4)((above & (masks4)most) | (below & (masks4)-most) | (~(above | below) & (masks4)level));
+        level = level + to_integer - to_integer;
+        terms4 rest = value - level * scale;
+        ints4 whole = __builtin_convertvector(level, ints4);
+        sq_errors += rest * rest, sq_lengths += value * value, sums += whole, sq_norms += whole * whole;
+        for (int64_t i = 0; i < 4 && j + i < d; i++) levels[j + i] = (int8_t)whole[i];
+    }
+    query_sums all = {0, 0, 0, 0};
+    for (int i = 0; i < 4; i++) {
+        all.sq_error += sq_errors[i], all.sq_length += sq_lengths[i];
+        all.sum += sums[i], all.sq_norm += sq_norms[i];
+    }
+    return all;
+}
+
+/* The int8 point of a query, (d,), and what its scores mean. Values beyond the scale are cut off: the bound knows. */
+static void set_query(const skivfpq_lists *l, const double *query, int8_t *point, query_point *q) {
+    int is_product = l->metric == BY_PRODUCT;
+    double values[l->d + 4], scale = l->query_scale, largest = 0, at_origin = 0, reach = 0;
+    for (int64_t j = 0; j < 4; j++) values[l->d + j] = 0;
+    if (is_product) {
+        for (int64_t j = 0; j < l->d; j++) {
+            values[j] = query[j], largest = fmax(largest, fabs(query[j]));
+            at_origin += query[j] * l->origin[j], reach += fabs(query[j] * l->origin[j]);
+        }
+        scale = fmax(largest / LARGEST_COLUMN, 1e-300);
+    } else for (int64_t j = 0; j < l->d; j++) values[j] = query[j] - l->origin[j];
+    query_sums sums = round_query(values, l->d, scale, point);
+    q->sum = (int32_t)sums.sum, q->length = sqrt(sums.sq_length);
+    double error = sqrt(sums.sq_error) * (1 + ROUNDING) + 1e-15 * q->length + TINY;
+    if (is_product) {
+        q->base = at_origin, q->unit = l->scale * scale;
+        q->slack = (l->longest * error + q->length * l->error) * (1 + ROUNDING);
+        q->slack += 1e-12 * (reach + q->length * l->longest) + TINY;
+    } else {
+        q->base = scale * scale * sums.sq_norm, q->unit = 2 * l->scale * scale;
+        q->slack = (l->error + error) * (1 + ROUNDING);
+    }
+    double farthest = l->longest + scale * sqrt((double)sums.sq_norm);
+    q->reach = (int32_t)fmin(farthest * farthest / q->unit + (is_product ? 4 : 4 - q->base / q->unit), LARGEST_SCORE);
+    q->threshold = INT32_MIN, q->cap = -1;
+}
+
+/* Rows of greater keys cannot win: raises the threshold. Returns 0 where that does not fit. */
+static int set_threshold(const skivfpq_lists *l, query_point *q, double key) {
+    double low, high = 0;
+    if (l->metric == BY_PRODUCT) {
+        low = (-key - q->slack - q->base) / q->unit;
+        if (WRAPS) return 0; /* no score is known to be the largest */
+    } else {
+        double distance = sqrt(l->metric == BY_COSINE ? 2 * key : key) * (1 + ROUNDING) + TINY;
+        double radius = distance + q->slack;
+        low = (q->base - radius * radius) / q->unit;
+        high = radius * radius / q->unit;
+    }
+    if (!(fabs(low) < LARGEST_SCORE && (!WRAPS || high < SPAN))) return 0;
+    if ((int32_t)floor(low) - 1 > q->threshold) q->threshold = (int32_t)floor(low) - 1, q->cap = (int32_t)high + 4;
+    return 1;
+}
+
+/* No row of this score has a greater key. */
+static double highest_key(const skivfpq_lists *l, const query_point *q, int32_t score) {
+    if (l->metric == BY_PRODUCT) return -(q->base + q->unit * score - q->slack);
+    double distance = sqrt(fmax(q->base - q->unit * ((double)score - 1), 0)) * (1 + ROUNDING) + q->slack;
+    return (l->metric == BY_COSINE ? distance * distance / 2 : distance * distance) * (1 + ROUNDING);
+}
+
+/* Points (4 units,) of up to COLUMNS queries, side by side. */
+static void fill_panel(const int8_t *const *points, int n, int64_t units, int8_t *panel) {
+    int64_t u = 0;
+#if COLUMNS == BLOCK
+    const int32_t *codes[BLOCK];
+    for (int c = 0; c < BLOCK; c++) codes[c] = (const int32_t *)points[c < n ? c : 0];
+    interleave(codes, units, (int32_t *)panel), u = units;
+#endif
+    for (; u < units; u++)
+        for (int c = 0; c < n; c++) memcpy(panel + PANEL_OFFSET(c, 4 * u), points[c] + 4 * u, 4);
+}
+
+static double half_to_double(uint16_t half) {
+    uint32_t bits = (uint32_t)(half & 0x7FFF) << 13;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    value *= 0x1p112f; /* the exponents' biases: 127 - 15; exact, subnormal ones too */
+    return half & 0x8000 ? -value : value;
+}
+
+/* A row as float64. */
+static void load_row(const skivfpq_lists *l, int64_t position, double *row) {
+    int64_t first = position * l->d;
+    switch (l->kind) {
+    case FLOAT64: memcpy(row, (const double *)l->vectors + first, sizeof(double) * l->d); break;
+    case FLOAT32: for (int64_t j = 0; j < l->d; j++) row[j] = ((const float *)l->vectors)[first + j]; break;
+    case FLOAT16: for (int64_t j = 0; j < l->d; j++) row[j] = half_to_double(((const uint16_t *)l->vectors)[first + j]); break;
+    case INT8: for (int64_t j = 0; j < l->d; j++) row[j] = ((const int8_t *)l->vectors)[first + j]; break;
+    default: for (int64_t j = 0; j < l->d; j++) row[j] = ((const uint8_t *)l->vectors)[first + j];
+    }
+}
+
+/* The sum of n terms, in NumPy's order (differences.h). */
+static double sum_in_order(const double *terms, int64_t n) {
+    if (n > 128) {
+        int64_t half = n / 2 - (n / 2) % 8;
+        return sum_in_order(terms, half) + sum_in_order(terms + half, n - half);
+    }
+    double sums[8] = {-0.0, -0.0, -0.0, -0.0, -0.0, -0.0, -0.0, -0.0}, sum = -0.0;
+    int64_t j = 0;
+    for (; j < n - n % 8; j++) sums[j % 8] += terms[j];
+    if (n >= 8) sum = ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
+    for (; j < n; j++) sum += terms[j];
+    return sum;
+}
+
+static double product_key(const double *query, double *row, int64_t d) {
+    for (int64_t j = 0; j < d; j++) row[j] *= query[j];
+    return -sum_in_order(row, d);
+}
+
+/* Between a unit query and a row brought to length one, as reference.unit_rows does; 1 for a row of zeros. */
+static double cosine_key(const double *query, double *row, int64_t d) {
+    double largest = 0, squares[d];
+    int exponent;
+    for (int64_t j = 0; j < d; j++) largest = fmax(largest, fabs(row[j]));
+    if (largest == 0) return 1;
+    frexp(largest, &exponent);
+    for (int64_t j = 0; j < d; j++) row[j] = ldexp(row[j], -exponent), squares[j] = row[j] * row[j];
+    double norm = sqrt(sum_in_order(squares, d));
+    for (int64_t j = 0; j < d; j++) row[j] /= norm;
+    return sq_distance(row, 1, 0, query, d) / 2;
+}
+
+/* row: (d,) scratch */
+static double exact_key(const skivfpq_lists *l, const double *query, int64_t position, double *row) {
+    if (l->metric == BY_DISTANCE && l->kind <= FLOAT32)
+        return sq_distance(l->vectors, l->kind == FLOAT64, position, query, l->d);
+    load_row(l, position, row);
+    if (l->metric == BY_DISTANCE) return sq_distance(row, 1, 0, query, l->d);
+    return l->metric == BY_COSINE ? cosine_key(query, row, l->d) : product_key(query, row, l->d);
+}
+
+static inline void fetch_row(const skivfpq_lists *l, int64_t position) {
+    static const int sizes[] = {8, 4, 2, 1, 1};
+    int64_t size = l->d * sizes[l->kind];
+    const char *row = (const char *)l->vectors + position * size;
+    for (int64_t byte = 0; byte < size; byte += 64) __builtin_prefetch(row + byte);
+}
+
+#endif

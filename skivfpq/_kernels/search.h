@@ -1,0 +1,56 @@
+/* The certified search: the nearest rows of the lists that each query probes (search.c), and those lists (probe.c). */
+#ifndef SKIVFPQ_SEARCH_H
+#define SKIVFPQ_SEARCH_H
+
+#include "levels.h"
+#include "scan.h"
+
+#include <stdint.h>
+
+#define SEARCH_LISTS LEVELLED(search_lists, LEVEL)
+#define NEAREST_LISTS LEVELLED(nearest_lists, LEVEL)
+
+/* What orders rows: the squared distance, half of it between rows brought to length one (1 - cosine), or minus
+ * the inner product. */
+enum { BY_DISTANCE, BY_COSINE, BY_PRODUCT };
+
+/* How rows are kept. */
+enum { FLOAT64, FLOAT32, FLOAT16, INT8, UINT8 };
+
+/* Rows list by list, and their int8 points: x - origin = scale a + e with |e| <= error. Everything is IN. */
+typedef struct {
+    const void *vectors;       /* (n, d) as they are kept */
+    int kind, metric;
+    int64_t d;
+    const int64_t *offsets;    /* (n_lists + 1,) where each list starts */
+    int64_t n_lists;
+    const int32_t *ids;        /* (n,) what orders rows of equal keys */
+    const uint8_t *codes;      /* (n_blocks, units, 16, 4) a + 128; lists start with a new block */
+    const int64_t *blocks;     /* (n_lists + 1,) the first block of each list */
+    const int32_t *terms;      /* (n_blocks, 16) row terms; ABSENT where there is no row, or one not to be found so */
+    const int64_t *strays;     /* positions of rows without a point, list by list */
+    const int64_t *stray_offsets; /* (n_lists + 1,) */
+    int64_t units;
+    const float *origin;       /* (d,) */
+    double scale, query_scale; /* of points of rows, and of queries */
+    double error, longest;     /* longest: of scale a */
+} skivfpq_lists;
+
+#define ABSENT 1000000000
+
+#define DECLARE_SEARCH                                                                               \
+    /* The k nearest rows of queries (n, d), as the metric sees them, in the lists (n, n_probes) that */ \
+    /* they probe, nearest first, -1 for none: keys and positions OUT (n, k), unserved OUT (n,): 1 where */ \
+    /* points cannot serve, or there are fewer rows. 0, or -1 without memory. */                    \
+    int SEARCH_LISTS(const skivfpq_lists *lists, const double *queries, int64_t n, const int32_t *probes, \
+                     int64_t n_probes, int64_t k, double *keys, int64_t *positions, uint8_t *unserved); \
+    /* The n_probes nearest centers of queries (n, d), the rows of one list with their fine points (of */ \
+    /* x - origin): probes OUT (n, n_probes), the nearest first, the others in any order. unserved OUT */ \
+    /* (n,) as above. 0, or -1 without memory. */                                                   \
+    int NEAREST_LISTS(const skivfpq_lists *centers, const skivfpq_fine_points *fine, const double *queries, \
+                      int64_t n, int64_t n_probes, int32_t *probes, uint8_t *unserved);
+#ifdef LEVEL
+DECLARE_SEARCH
+#endif
+
+#endif
