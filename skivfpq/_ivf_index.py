@@ -12,6 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 from skivfpq._algorithms.blocks import as_float_rows, effective_n_jobs
 from skivfpq._algorithms.inverted_lists import InvertedLists
 from skivfpq._algorithms.ivf import InvertedFile, without_self
+from skivfpq._algorithms.list_planes import FEW_QUERIES
 from skivfpq._algorithms.planes import nearest_centers
 from skivfpq._algorithms.probes import choose_probes, hold_out, true_neighbors
 from skivfpq._algorithms.search import Metric
@@ -341,7 +342,9 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             return n_lists, None
         held_out = held_out[: max(10, MOST_TRUE_NEIGHBORS // k)]
         true = true_neighbors(file.metric, X, held_out, k, effective_n_jobs(self.n_jobs))
-        return self._measure_probes(file, file.metric.rows(X[held_out]), true, self.target_recall, held_out)
+        return self._measure_probes(
+            file, file.metric.queries(X[held_out]), true, self.target_recall, held_out
+        )
 
     def _measure_probes(self, file, queries, true, target, own=None):
         n_threads = effective_n_jobs(self.n_jobs)
@@ -474,8 +477,7 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             The index, or the subset, holds fewer rows than n_neighbors; an argument is not as
             described.
         """
-        check_is_fitted(self)
-        file = self._file
+        file = self._fitted_file()
         numbers, queries = self._queries(file, X)
         distances, indices = self._kneighbors(
             file,
@@ -496,7 +498,8 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         factor = self._refine_factor(file, refine_factor)
         allowed = _allowed(file.lists, subset)
         _check_enough(k, file.lists, allowed, len(queries), own=numbers is not None)
-        settings = self._probes(file, n_probes), factor, allowed, effective_n_jobs(self.n_jobs)
+        n_threads = 1 if len(queries) < FEW_QUERIES else effective_n_jobs(self.n_jobs)
+        settings = self._probes(file, n_probes), factor, allowed, n_threads
         if numbers is not None:
             keys, indices = without_self(*file.search(queries, k + 1, *settings), numbers)
         else:
@@ -506,9 +509,9 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     def _queries(self, file, X):
         """Queries as the metric sees them; the live rows with their numbers where X is None."""
         if X is not None:
-            return None, file.metric.rows(validate_rows(self, X))
+            return None, file.metric.queries(validate_rows(self, X))
         numbers = np.flatnonzero(file.lists.positions >= 0)
-        return numbers, file.metric.rows(file.kept_rows(file.lists.positions[numbers]))
+        return numbers, file.metric.queries(file.kept_rows(file.lists.positions[numbers]))
 
     def _probes(self, file, n_probes):
         if n_probes is None:  # what was measured, unless the parameter was changed since
@@ -657,7 +660,7 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         check_is_fitted(self)
         file, k = self._file, check_integer("n_neighbors", self.n_neighbors, 1)
         _check_mode(file, self.mode)
-        queries = file.metric.rows(validate_rows(self, X))
+        queries = file.metric.queries(validate_rows(self, X))
         neighbors = self._kneighbors(file, queries, k + (self.mode == "distance"))
         return _graph(file, None, *neighbors, self.mode)
 
@@ -705,7 +708,7 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         file = self._file
         if not file.keeps_vectors:
             raise ValueError("score needs the vectors, but refine_factor was not set before fit.")
-        queries = file.metric.rows(validate_rows(self, X))
+        queries = file.metric.queries(validate_rows(self, X))
         _, found = self._kneighbors(file, queries)
         return neighbors_recall(
             file.exact(queries, int(self.n_neighbors), effective_n_jobs(self.n_jobs)), found
@@ -747,7 +750,7 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         )
         k = check_integer("n_neighbors", self.n_neighbors if n_neighbors is None else n_neighbors, 1)
         file = self._file
-        queries = file.metric.rows(validate_rows(self, X))
+        queries = file.metric.queries(validate_rows(self, X))
         _check_enough(k, file.lists, None, len(queries))
         true = file.exact(queries, k, effective_n_jobs(self.n_jobs))
         self.n_probes_, self.recall_ = self._measure_probes(file, queries, true, target)
@@ -755,6 +758,11 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         return self
 
     # ------------------------------------------------------------------------------- what is fitted
+
+    def _fitted_file(self):
+        if "_file" not in vars(self):
+            check_is_fitted(self)  # which raises; asked last, since it takes as long as a search
+        return self._file
 
     def __sklearn_is_fitted__(self):
         return hasattr(self, "_file")

@@ -54,7 +54,7 @@ def exact_neighbors(X, Y, n_neighbors=5, metric="euclidean"):
     if n_neighbors > len(Y):
         raise ValueError(f"n_neighbors={n_neighbors} must be at most the number of rows of Y, {len(Y)}.")
     metric = Metric(metric)
-    keys, indices = exact_rows(metric, metric.rows(X), Y, n_neighbors, effective_n_jobs(None))
+    keys, indices = exact_rows(metric, metric.queries(X), Y, n_neighbors, effective_n_jobs(None))
     return metric.distances(keys), indices.astype(np.int64, copy=False)
 
 

@@ -124,7 +124,7 @@ class InvertedFile:
     def search(self, queries, k, n_probes, refine_factor=None, allowed=None, n_threads=1):
         """The k nearest rows of each query: keys and row numbers, (n_queries, k).
 
-        queries : (n_queries, n_features) float64, as the metric sees them
+        queries : (n_queries, n_features) float32 or float64, as the metric sees them
         allowed : (n_rows,) mask over positions, or None for all; at least k of them
         """
         center_planes, row_planes = self.planes(n_threads)
@@ -132,35 +132,27 @@ class InvertedFile:
             left = np.arange(len(queries))
             keys, positions = np.empty((len(queries), k)), np.empty((len(queries), k), dtype=np.int64)
         else:
-            probes = self._probes(center_planes, queries, k, n_probes, allowed, n_threads)
             planes = row_planes if allowed is None else row_planes.allowing(allowed)
-            keys, positions, left = planes.search(queries, probes, k, n_threads)
-        for block in self._query_blocks(len(left), k):
+            keys, positions, left = center_planes.search(planes, queries, k, n_probes, n_threads)
+            if len(left):  # lists that hold few rows: more of them
+                probes = self._wider_probes(queries[left], k, n_probes, allowed)
+                keys[left], positions[left], still = planes.search(queries[left], probes, k, n_threads)
+                left = left[still]
+        for block in self._query_blocks(len(left), k) if len(left) else ():
             numbers = left[block]
-            keys[numbers], positions[numbers] = self._search_block(
-                queries[numbers], k, n_probes, refine_factor, allowed
-            )
+            some = queries[numbers].astype(np.float64, copy=False)
+            keys[numbers], positions[numbers] = self._search_block(some, k, n_probes, refine_factor, allowed)
         return keys, self.lists.ids[positions].astype(np.int64, copy=False)
 
-    def _probes(self, center_planes, queries, k, n_probes, allowed, n_threads):
-        """Lists to scan (n_queries, n) int32, the nearest first, -1 for none; as ``probe`` gives them."""
-        lists, unserved = center_planes.nearest(queries, n_probes, n_threads)
+    def _wider_probes(self, queries, k, n_probes, allowed):
+        """Lists that hold k rows (n_queries, n) int32, the nearest first, -1 for none; of ``probe``."""
         sizes = self._allowed_sizes(allowed)
-        left = np.zeros(len(queries), dtype=bool)
-        left[unserved] = True
-        if n_probes < len(self.centers):
-            left |= sizes[lists].sum(axis=1) < k
-        left = np.flatnonzero(left)
-        if not len(left):
-            return lists
-        numbers, more, _ = probe(self.metric, queries[left], self.centers, n_probes, sizes, k)
+        numbers, lists, _ = probe(self.metric, queries, self.centers, n_probes, sizes, k)
         order = np.argsort(numbers, kind="stable")
-        numbers, more = numbers[order], more[order]
+        numbers, lists = numbers[order], lists[order]
         places = np.arange(len(numbers)) - np.searchsorted(numbers, numbers)
-        probes = np.full((len(queries), max(n_probes, places.max() + 1)), -1, dtype=np.int32)
-        probes[:, :n_probes] = lists
-        probes[left] = -1
-        probes[left[numbers], places] = more
+        probes = np.full((len(queries), places.max() + 1), -1, dtype=np.int32)
+        probes[numbers, places] = lists
         return probes
 
     def _query_blocks(self, n_queries, k=0):
@@ -239,7 +231,8 @@ class InvertedFile:
     def search_radius(self, queries, radius, allowed=None):
         """Distances and row numbers of all rows within a radius, a pair of arrays for each query."""
         for block in self._query_blocks(len(queries)):
-            yield from self._search_radius_block(queries[block], radius, allowed)
+            some = queries[block].astype(np.float64, copy=False)
+            yield from self._search_radius_block(some, radius, allowed)
 
     def _search_radius_block(self, queries, radius, allowed):
         key = self.metric.key_of_radius(radius)

@@ -1,6 +1,7 @@
 """int8 points of the rows of inverted lists, for the certified search (search.c)."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -13,7 +14,8 @@ BLOCK = 16  # rows
 ABSENT = 1_000_000_000  # the term of places without a row, and of rows that are not to be found
 PACKED_ROWS = 16384  # at a time
 QUERIES_PER_TASK = 2048
-FEW_QUERIES = 8  # for which rows are not packed
+FEW_QUERIES = 8  # for which rows are not packed, nor threads asked
+NONE = np.empty(0, dtype=np.intp)
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +40,12 @@ class ListPlanes:
     query_scale: float
     error: float
     longest: float  # of scale a
+    fine: tuple | None = None  # int16 points, of pack_fine
+
+    @cached_property
+    def packed(self):
+        """What the kernels take."""
+        return _kernels.native.PackedLists(self)
 
     def allowing(self, allowed):
         """The planes in which only allowed rows, a mask over positions, are found."""
@@ -57,19 +65,18 @@ class ListPlanes:
 
         Returns keys and positions, (n_queries, k), and the numbers of the queries that it cannot serve.
         """
-        queries, probes = np.ascontiguousarray(queries), np.ascontiguousarray(probes, dtype=np.int32)
+        probes = np.ascontiguousarray(probes, dtype=np.int32)
         keys = np.empty((len(queries), k))
         positions = np.empty((len(queries), k), dtype=np.int64)
         unserved = np.empty(len(queries), dtype=np.uint8)
 
         def search(rows):
-            _kernels.native.search_lists(
-                self, queries[rows], probes[rows], keys[rows], positions[rows], unserved[rows]
+            return _kernels.native.search_lists(
+                self.packed, queries[rows], probes[rows], keys[rows], positions[rows], unserved[rows]
             )
 
-        n_tasks = max(n_threads, -(-len(queries) // QUERIES_PER_TASK))
-        blocks.run_tasks(search, len(queries), n_tasks, n_threads, multiple=1)
-        return keys, positions, np.flatnonzero(unserved)
+        n_left = _over_queries(search, len(queries), n_threads)
+        return keys, positions, np.flatnonzero(unserved) if n_left else NONE
 
 
 class CenterPlanes:
@@ -83,22 +90,26 @@ class CenterPlanes:
             nearness, centers, np.array([0, n_lists]), np.arange(n_lists, dtype=np.int32)
         )
         if self.planes is not None:
-            self.fine = empty_fine(centers.shape)
-            _kernels.native.pack_fine(centers, self.planes.origin, *self.fine)
+            fine = empty_fine(centers.shape)
+            _kernels.native.pack_fine(centers, self.planes.origin, *fine)
+            self.planes = replace(self.planes, fine=fine)
 
-    def nearest(self, queries, n_probes, n_threads):
-        """The n_probes nearest lists (n_queries, n_probes) int32, and the numbers of queries not served."""
-        probes = np.empty((len(queries), n_probes), dtype=np.int32)
-        unserved = np.ones(len(queries), dtype=np.uint8)
+    def search(self, row_planes, queries, k, n_probes, n_threads):
+        """The k nearest rows of each query in its n_probes nearest lists, as ``ListPlanes.search``."""
+        keys = np.empty((len(queries), k))
+        positions = np.empty((len(queries), k), dtype=np.int64)
+        unserved = np.empty(len(queries), dtype=np.uint8)
         if self.planes is None:
-            return probes, np.arange(len(queries))
+            return keys, positions, np.arange(len(queries))
+        centers, packed = self.planes.packed, row_planes.packed
 
         def search(rows):
-            _kernels.native.nearest_lists(self.planes, self.fine, queries[rows], probes[rows], unserved[rows])
+            return _kernels.native.search_index(
+                centers, packed, queries[rows], n_probes, keys[rows], positions[rows], unserved[rows]
+            )
 
-        n_tasks = max(n_threads, -(-len(queries) // QUERIES_PER_TASK))
-        blocks.run_tasks(search, len(queries), n_tasks, n_threads, multiple=BLOCK)
-        return probes, np.flatnonzero(unserved)
+        n_left = _over_queries(search, len(queries), n_threads)
+        return keys, positions, np.flatnonzero(unserved) if n_left else NONE
 
     def ranked(self, queries, n_threads):
         """All lists, nearest first, (n_queries, n_lists)."""
@@ -106,6 +117,16 @@ class CenterPlanes:
         if self.planes is None:
             return nearest_rows(self.nearness, queries, self.centers, n_lists)[1]
         return _search_one_list(self.nearness, queries, self.planes, n_lists, n_threads)[1]
+
+
+def _over_queries(search, n_queries, n_threads):
+    """Call search(slice of the queries) over threads; the sum of what it returns."""
+    if n_queries < FEW_QUERIES:
+        return search(slice(0, n_queries))
+    found = []
+    n_tasks = max(n_threads, -(-n_queries // QUERIES_PER_TASK))
+    blocks.run_tasks(lambda rows: found.append(search(rows)), n_queries, n_tasks, n_threads, multiple=1)
+    return sum(found)
 
 
 def instruction_set():
@@ -220,7 +241,10 @@ def _rows(metric, vectors):
 def _scale(points, wraps):
     """The scale of points that leaves few rows out."""
     largest = np.abs(points).max(axis=1)
-    scale = min(1.1 * float(largest.max()), LONG * float(np.median(largest))) / 127
+    if not largest.any():
+        return 1.0  # rows are all the same
+    typical = np.median(largest[largest > 0])
+    scale = min(1.1 * float(largest.max()), LONG * float(typical)) / 127
     if wraps:  # scores of rows and queries up to 1.1 times as long as any span 2^16
         served = points[largest <= 127 * scale]
         scale = max(scale, 1.1 * np.sqrt(np.einsum("ij,ij->i", served, served).max(initial=0)) / 245)

@@ -24,7 +24,7 @@ def hold_out(n_samples, n_lists, rng):
 
 def true_neighbors(metric, X, numbers, k, n_threads):
     """The k true neighbours (n_numbers, k) of some rows of X, each without itself."""
-    return without_self(*exact_rows(metric, metric.rows(X[numbers]), X, k + 1, n_threads), numbers)[1]
+    return without_self(*exact_rows(metric, metric.queries(X[numbers]), X, k + 1, n_threads), numbers)[1]
 
 
 def choose_probes(file, queries, true, target, refine_factor, own=None, n_threads=1):
@@ -35,7 +35,7 @@ def choose_probes(file, queries, true, target, refine_factor, own=None, n_thread
     Parameters
     ----------
     file : InvertedFile
-    queries : (n_queries, n_features) float64, as the metric sees them
+    queries : (n_queries, n_features) float32 or float64, as the metric sees them
     true : (n_queries, k) row numbers of their true neighbours
     own : (n_queries,) row numbers of the queries themselves, None for queries from elsewhere
     """

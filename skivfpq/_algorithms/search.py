@@ -52,6 +52,12 @@ class Metric:
         """The rows as the metric sees them: float64, of length one for the cosine."""
         return unit_rows(rows) if self.is_cosine else rows.astype(np.float64)
 
+    def queries(self, rows):
+        """The same for queries, but float32 ones stay."""
+        if self.is_cosine or rows.dtype not in (np.float32, np.float64):
+            return self.rows(rows)
+        return np.ascontiguousarray(rows)
+
     def keys(self, queries, rows):
         """Keys of pairs of metric rows, (n_pairs,), by differences."""
         if self.is_product:
@@ -174,10 +180,11 @@ def pair_keys(metric, queries, rows_at):
 def nearest_rows(metric, queries, rows, k, ids=None):
     """The k nearest rows of each query by brute force: keys and row numbers, (n_queries, k).
 
-    queries : (n_queries, n_features) float64, as the metric sees them
+    queries : (n_queries, n_features) float32 or float64, as the metric sees them
     rows : (n_rows, n_features) as they are
     ids : (n_rows,) what orders rows that tie, default their numbers
     """
+    queries = queries.astype(np.float64, copy=False)
     ids = np.arange(len(rows)) if ids is None else ids
     center, radius = _ball_around(metric, rows)
     all_keys, all_rows = np.empty((len(queries), k)), np.empty((len(queries), k), dtype=np.intp)

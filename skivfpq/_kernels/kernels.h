@@ -98,10 +98,10 @@ typedef struct {
     int (*move_few_f64)(const double *X, int64_t n, int64_t d, const double *weights, const int32_t *labels,
                         const int32_t *before, double limit, double *sums);
     /* The certified search, described in search.h. */
-    int (*search_lists)(const skivfpq_lists *, const double *, int64_t, const int32_t *, int64_t, int64_t, double *,
-                        int64_t *, uint8_t *);
-    int (*nearest_lists)(const skivfpq_lists *, const skivfpq_fine_points *, const double *, int64_t, int64_t,
-                         int32_t *, uint8_t *);
+    int64_t (*search_lists)(const skivfpq_lists *, const skivfpq_queries *, const int32_t *, int64_t, int64_t, double *,
+                            int64_t *, uint8_t *, char *);
+    int64_t (*nearest_lists)(const skivfpq_lists *, const skivfpq_fine_points *, const skivfpq_queries *, int64_t,
+                             int32_t *, uint8_t *, char *);
 } skivfpq_kernels;
 
 /* The table for the named instruction set, or for the best one of this CPU when name is NULL;

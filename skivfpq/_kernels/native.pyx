@@ -3,10 +3,11 @@
 """The compiled kernels: same names and signatures as in reference.py, the GIL released."""
 
 import os
+import threading
 
 import numpy as np
 
-from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint64_t
+from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef extern from "scan.h":
     ctypedef struct skivfpq_scan_shape:
@@ -75,6 +76,10 @@ cdef extern from "search.h":
         double query_scale
         double error
         double longest
+    ctypedef struct skivfpq_queries:
+        const void *values
+        int is_f64
+        int64_t n
 
 cdef extern from "kernels.h":
     ctypedef struct skivfpq_kernels:
@@ -138,10 +143,10 @@ cdef extern from "kernels.h":
                             double, double *) noexcept nogil
         int (*move_few_f64)(const double *, int64_t, int64_t, const double *, const int32_t *, const int32_t *,
                             double, double *) noexcept nogil
-        int (*search_lists)(const skivfpq_lists *, const double *, int64_t, const int32_t *, int64_t, int64_t, double *,
-                            int64_t *, uint8_t *) noexcept nogil
-        int (*nearest_lists)(const skivfpq_lists *, const skivfpq_fine_points *, const double *, int64_t, int64_t,
-                             int32_t *, uint8_t *) noexcept nogil
+        int64_t (*search_lists)(const skivfpq_lists *, const skivfpq_queries *, const int32_t *, int64_t, int64_t,
+                                double *, int64_t *, uint8_t *, char *) noexcept nogil
+        int64_t (*nearest_lists)(const skivfpq_lists *, const skivfpq_fine_points *, const skivfpq_queries *, int64_t,
+                                 int32_t *, uint8_t *, char *) noexcept nogil
     const skivfpq_kernels *skivfpq_pick(const char *name)
     const char *skivfpq_runnable(int i)
     const char *skivfpq_emulated(int i)
@@ -1011,75 +1016,166 @@ METRICS = ("distance", "cosine", "product")
 KINDS = ("float64", "float32", "float16", "int8", "uint8")
 
 
-cdef skivfpq_lists lists_of(planes) except *:
-    """What the search knows of rows; the arrays behind its pointers are kept alive by planes."""
+cdef class PackedLists:
+    """What the search kernels know of the rows of list_planes.ListPlanes: pointers, and the arrays behind them."""
     cdef skivfpq_lists lists
-    cdef const uint8_t[::1] vectors = planes.vectors.reshape(-1).view(np.uint8)
-    cdef const int64_t[::1] offsets = planes.offsets, blocks = planes.blocks
-    cdef const int64_t[::1] strays = planes.strays, stray_offsets = planes.stray_offsets
-    cdef const int32_t[::1] ids = planes.ids
-    cdef const uint8_t[:, :, :, ::1] codes = planes.codes
-    cdef const int32_t[:, ::1] terms = planes.terms
-    cdef const float[::1] origin = planes.origin
-    lists.d, lists.n_lists, lists.units = origin.shape[0], blocks.shape[0] - 1, codes.shape[1]
-    if (planes.vectors.shape != (ids.shape[0], lists.d) or ids.shape[0] == 0 or 4 * lists.units < lists.d
-            or lists.units % kernels.scan_shape.units_multiple or codes.shape[2] != 16 or codes.shape[3] != 4
-            or offsets.shape[0] != blocks.shape[0] or stray_offsets.shape[0] != blocks.shape[0]
-            or terms.shape[0] != codes.shape[0] or terms.shape[1] != 16 or blocks[lists.n_lists] != codes.shape[0]
-            or offsets[lists.n_lists] != ids.shape[0] or stray_offsets[lists.n_lists] != strays.shape[0]):
-        raise ValueError("search: shapes of the planes do not fit together.")
-    lists.vectors, lists.kind = &vectors[0], KINDS.index(planes.vectors.dtype.name)
-    lists.metric = METRICS.index(planes.metric)
-    lists.offsets, lists.blocks, lists.ids = &offsets[0], &blocks[0], &ids[0]
-    lists.codes, lists.terms, lists.origin = &codes[0, 0, 0, 0], &terms[0, 0], &origin[0]
-    lists.strays, lists.stray_offsets = &strays[0] if strays.shape[0] else NULL, &stray_offsets[0]
-    lists.scale, lists.query_scale, lists.error = planes.scale, planes.query_scale, planes.error
-    lists.longest = planes.longest
-    return lists
+    cdef skivfpq_fine_points fine
+    cdef object planes
+
+    def __init__(self, planes):
+        cdef skivfpq_lists *lists = &self.lists
+        cdef const uint8_t[::1] vectors = planes.vectors.reshape(-1).view(np.uint8)
+        cdef const int64_t[::1] offsets = planes.offsets, blocks = planes.blocks
+        cdef const int64_t[::1] strays = planes.strays, stray_offsets = planes.stray_offsets
+        cdef const int32_t[::1] ids = planes.ids
+        cdef const uint8_t[:, :, :, ::1] codes = planes.codes
+        cdef const int32_t[:, ::1] terms = planes.terms
+        cdef const float[::1] origin = planes.origin
+        lists.d, lists.n_lists, lists.units = origin.shape[0], blocks.shape[0] - 1, codes.shape[1]
+        if (planes.vectors.shape != (ids.shape[0], lists.d) or ids.shape[0] == 0 or 4 * lists.units < lists.d
+                or lists.units % kernels.scan_shape.units_multiple or codes.shape[2] != 16 or codes.shape[3] != 4
+                or offsets.shape[0] != blocks.shape[0] or stray_offsets.shape[0] != blocks.shape[0]
+                or terms.shape[0] != codes.shape[0] or terms.shape[1] != 16 or blocks[lists.n_lists] != codes.shape[0]
+                or offsets[lists.n_lists] != ids.shape[0] or stray_offsets[lists.n_lists] != strays.shape[0]):
+            raise ValueError("search: shapes of the planes do not fit together.")
+        self.planes = planes
+        lists.vectors, lists.kind = &vectors[0], KINDS.index(planes.vectors.dtype.name)
+        lists.metric = METRICS.index(planes.metric)
+        lists.offsets, lists.blocks, lists.ids = &offsets[0], &blocks[0], &ids[0]
+        lists.codes, lists.terms, lists.origin = &codes[0, 0, 0, 0], &terms[0, 0], &origin[0]
+        lists.strays, lists.stray_offsets = &strays[0] if strays.shape[0] else NULL, &stray_offsets[0]
+        lists.scale, lists.query_scale, lists.error = planes.scale, planes.query_scale, planes.error
+        lists.longest = planes.longest
+        if planes.fine is not None:
+            self.fine = fine_points_of(planes.fine, ids.shape[0], lists.d)
+
+
+cdef skivfpq_queries queries_of(const floating[:, ::1] queries, int64_t d) except *:
+    cdef skivfpq_queries all
+    if queries.shape[1] != d or queries.shape[0] == 0:
+        raise ValueError("search: queries must have the rows' features.")
+    all.values, all.is_f64, all.n = <const void *>&queries[0, 0], floating is double, queries.shape[0]
+    return all
+
+
+_memory = threading.local()  # scratch of each thread, kept: the first touch of new pages takes longer than a search
+KEPT = 1 << 23  # bytes
+
+
+cdef char *scratch_of(int64_t size, list keep) except NULL:
+    """Memory that starts at a cache line; keep holds it."""
+    cdef uint8_t[::1] memory
+    kept = getattr(_memory, "scratch", None)
+    if kept is None or len(kept) < size + 64:
+        kept = np.empty(size + 64, dtype=np.uint8)
+        if size <= KEPT:
+            _memory.scratch = kept
+    keep.append(kept)
+    memory = kept
+    return <char *>&memory[0] + (64 - <size_t>&memory[0] % 64)
 
 
 def search_lists(
-    planes,                           # IN list_planes.ListPlanes
-    const double[:, ::1] queries,     # IN (n_queries, n_features), as the metric sees them
+    PackedLists rows,
+    const floating[:, ::1] queries,   # IN (n_queries, n_features), as the metric sees them
     const int32_t[:, ::1] probes,     # IN (n_queries, n_probes) lists, nearest first, -1 for none
     double[:, ::1] keys,              # OUT (n_queries, k), ascending
     int64_t[:, ::1] positions,        # OUT (n_queries, k)
     uint8_t[::1] unserved,            # OUT (n_queries,) 1 where the search must be done otherwise
 ):
-    """The k nearest rows of each query in the lists that it probes, ties by row number."""
-    cdef int status
-    cdef int64_t n = queries.shape[0], k = keys.shape[1]
-    cdef skivfpq_lists lists = lists_of(planes)
-    if (queries.shape[1] != lists.d or probes.shape[0] != n or keys.shape[0] != n or positions.shape[0] != n
-            or unserved.shape[0] != n or positions.shape[1] != k or k == 0 or probes.shape[1] == 0):
+    """The k nearest rows of each query in the lists that it probes, ties by row number; returns how many unserved."""
+    cdef int64_t i, n_unserved = 0, n = queries.shape[0], n_probes = probes.shape[1], k = keys.shape[1]
+    cdef skivfpq_queries all = queries_of(queries, rows.lists.d)
+    cdef list keep = []
+    cdef char *scratch
+    if (probes.shape[0] != n or keys.shape[0] != n or positions.shape[0] != n or unserved.shape[0] != n
+            or positions.shape[1] != k or k == 0 or n_probes == 0):
         raise ValueError("search_lists: shapes of queries, probes, keys and positions do not fit together.")
-    if n == 0:
-        return
+    scratch = scratch_of(kernels.search_lists(&rows.lists, &all, NULL, n_probes, k, NULL, NULL, NULL, NULL), keep)
     with nogil:
-        status = kernels.search_lists(&lists, &queries[0, 0], n, &probes[0, 0], probes.shape[1], k, &keys[0, 0],
-                                      &positions[0, 0], &unserved[0])
-    if status != 0:
-        raise MemoryError("search_lists: no memory for its scratch arrays.")
+        kernels.search_lists(&rows.lists, &all, &probes[0, 0], n_probes, k, &keys[0, 0], &positions[0, 0], &unserved[0],
+                             scratch)
+        for i in range(n):
+            n_unserved += unserved[i]
+    return n_unserved
+
+
+cdef int check_centers(PackedLists centers, int64_t n_probes) except -1:
+    if centers.lists.n_lists != 1 or centers.fine.codes == NULL or not 0 < n_probes <= centers.lists.offsets[1]:
+        raise ValueError("search: centers must be one list with fine points, of n_probes or more.")
+    return 0
 
 
 def nearest_lists(
-    planes,                           # IN list_planes.ListPlanes of the centers, one list, by their numbers
-    fine,                             # IN their fine points
-    const double[:, ::1] queries,     # IN (n_queries, n_features), as the metric sees them
+    PackedLists centers,              # of one list, by their numbers, with fine points
+    const floating[:, ::1] queries,   # IN (n_queries, n_features), as the metric sees them
     int32_t[:, ::1] probes,           # OUT (n_queries, n_probes), the nearest first, the others in any order
     uint8_t[::1] unserved,            # OUT (n_queries,) 1 where it must be done otherwise
 ):
     """The nearest centers of each query, ties by number."""
-    cdef int status
-    cdef int64_t n = queries.shape[0], n_probes = probes.shape[1]
-    cdef skivfpq_lists lists = lists_of(planes)
-    cdef skivfpq_fine_points points = fine_points_of(fine, planes.ids.shape[0], lists.d)
-    if (queries.shape[1] != lists.d or probes.shape[0] != n or unserved.shape[0] != n or lists.n_lists != 1
-            or not 0 < n_probes <= planes.ids.shape[0]):
-        raise ValueError("nearest_lists: shapes of queries, probes and planes do not fit together.")
-    if n == 0:
-        return
+    cdef int64_t n_probes = probes.shape[1]
+    cdef skivfpq_queries all = queries_of(queries, centers.lists.d)
+    cdef list keep = []
+    cdef char *scratch
+    check_centers(centers, n_probes)
+    if probes.shape[0] != all.n or unserved.shape[0] != all.n:
+        raise ValueError("nearest_lists: shapes of queries, probes and unserved do not fit together.")
+    scratch = scratch_of(kernels.nearest_lists(&centers.lists, &centers.fine, &all, n_probes, NULL, NULL, NULL), keep)
     with nogil:
-        status = kernels.nearest_lists(&lists, &points, &queries[0, 0], n, n_probes, &probes[0, 0], &unserved[0])
-    if status != 0:
-        raise MemoryError("nearest_lists: no memory for its scratch arrays.")
+        kernels.nearest_lists(&centers.lists, &centers.fine, &all, n_probes, &probes[0, 0], &unserved[0], scratch)
+
+
+def search_index(
+    PackedLists centers,              # as in nearest_lists
+    PackedLists rows,                 # of their lists
+    const floating[:, ::1] queries,   # IN (n_queries, n_features), as the metric sees them
+    int64_t n_probes,
+    double[:, ::1] keys,              # OUT (n_queries, k), ascending
+    int64_t[:, ::1] positions,        # OUT (n_queries, k)
+    uint8_t[::1] unserved,            # OUT (n_queries,) 1 where the search must be done otherwise
+):
+    """The k nearest rows of each query in the n_probes nearest lists, both steps in one call; returns the same."""
+    cdef int64_t i, j, coarse, fine, n_unserved = 0, n = queries.shape[0], k = keys.shape[1]
+    cdef skivfpq_queries all = queries_of(queries, rows.lists.d)
+    cdef list keep = []
+    cdef char *scratch
+    cdef int32_t *probes
+    check_centers(centers, n_probes)
+    if (centers.lists.d != rows.lists.d or keys.shape[0] != n or positions.shape[0] != n or unserved.shape[0] != n
+            or positions.shape[1] != k or k == 0 or centers.lists.offsets[1] != rows.lists.n_lists):
+        raise ValueError("search_index: shapes of queries, centers, rows, keys and positions do not fit together.")
+    coarse = kernels.nearest_lists(&centers.lists, &centers.fine, &all, n_probes, NULL, NULL, NULL)
+    fine = kernels.search_lists(&rows.lists, &all, NULL, n_probes, k, NULL, NULL, NULL, NULL)
+    i = (n * n_probes * 4 + 63) // 64 * 64
+    scratch = scratch_of(max(coarse, fine) + i, keep)
+    with nogil:
+        probes = <int32_t *>scratch
+        kernels.nearest_lists(&centers.lists, &centers.fine, &all, n_probes, probes, &unserved[0], scratch + i)
+        for j in range(n):
+            if unserved[j]:
+                probes[j * n_probes] = -1
+        kernels.search_lists(&rows.lists, &all, probes, n_probes, k, &keys[0, 0], &positions[0, 0], &unserved[0],
+                             scratch + i)
+        for j in range(n):
+            n_unserved += unserved[j]
+    return n_unserved
+
+
+def all_finite(const floating[:, ::1] X):
+    """Whether no value is infinite or no number: by their exponents."""
+    cdef int64_t i, n = X.shape[0] * X.shape[1]
+    cdef uint64_t found = 0
+    cdef const uint32_t *bits32
+    cdef const uint64_t *bits64
+    if n == 0:
+        return True
+    with nogil:
+        if floating is float:
+            bits32 = <const uint32_t *>&X[0, 0]
+            for i in range(n):
+                found |= (bits32[i] & 0x7F800000u) == 0x7F800000u
+        else:
+            bits64 = <const uint64_t *>&X[0, 0]
+            for i in range(n):
+                found |= (bits64[i] & 0x7FF0000000000000u) == 0x7FF0000000000000u
+    return found == 0

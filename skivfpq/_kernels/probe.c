@@ -7,8 +7,6 @@
 #include "fine_points.h"
 #include "queries.h"
 
-#include <stdlib.h>
-
 typedef struct {
     double nearness; /* the distance by fine points, or minus the product */
     int32_t list;
@@ -18,14 +16,11 @@ typedef struct {
     const skivfpq_lists *centers;
     const skivfpq_fine_points *fine;
     int64_t n_probes;
-    const double *queries[COLUMNS];
     query_point points[COLUMNS];
-    int8_t *codes[COLUMNS]; /* (4 units,) */
-    int8_t *panel;
     int32_t *scores;        /* (COLUMNS, places) */
     candidate *candidates;  /* (places,) */
     int16_t *fine_query;    /* (d,) */
-    double *row;            /* (d,) scratch */
+    double *query, *row;    /* (d,) */
 } probing;
 
 static inline int is_nearer(candidate a, candidate b) {
@@ -52,52 +47,9 @@ static void select_nearest(candidate *all, int64_t n_all, int64_t n) {
     }
 }
 
-/* Scores (places,) of all centers for each query of a panel; -ABSENT where there is no center. */
-static void score_all(probing *p, int n) {
-    const skivfpq_lists *l = p->centers;
-    int64_t n_blocks = l->blocks[1];
-    int32_t out[COLUMNS][BLOCK] __attribute__((aligned(64)));
-    int32_t starts[COLUMNS], lowest[COLUMNS], caps[BLOCK];
-    uint16_t hits[COLUMNS + 3];
-    for (int c = 0; c < COLUMNS; c++) starts[c] = INT32_MIN / 2;
-    for (int c = 0; c < n; c++)
-        lowest[c] = -p->points[c].reach - 1, starts[c] = -128 * p->points[c].sum - lowest[c];
-    for (int r = 0; r < BLOCK; r++) caps[r] = 65535;
-    fill_panel((const int8_t *const *)p->codes, n, l->units, p->panel);
-    for (int64_t b = 0; b < n_blocks; b++) {
-        const int32_t *terms = l->terms + b * BLOCK;
-        score_block(l->codes + b * l->units * 64, p->panel, starts, l->units, n, terms, caps, out, hits);
-        for (int c = 0; c < n; c++)
-            for (int r = 0; r < BLOCK; r++)
-                p->scores[(c * n_blocks + b) * BLOCK + r] = terms[r] == ABSENT ? -ABSENT : out[c][r] + lowest[c];
-    }
-}
-
-static int64_t count_from(const int32_t *scores, int64_t n, int32_t least) {
-    int32_t count = 0;
-    for (int64_t i = 0; i < n; i++) count += scores[i] >= least;
-    return count;
-}
-
-/* A score that k places or a few more reach, the best possible but for those few: by bisection. */
-static int32_t kth_score(const int32_t *scores, int64_t n, int64_t k) {
-    int32_t low = INT32_MAX, high = INT32_MIN;
-    for (int64_t i = 0; i < n; i++) {
-        if (scores[i] == -ABSENT) continue;
-        low = scores[i] < low ? scores[i] : low, high = scores[i] > high ? scores[i] : high;
-    }
-    while (low < high) { /* k places reach low; fewer reach high + 1 */
-        int32_t middle = low + (int32_t)(((int64_t)high - low + 1) / 2);
-        int64_t count = count_from(scores, n, middle);
-        if (count >= k) low = middle;
-        else high = middle - 1;
-        if (count >= k && count <= k + k / 8) break;
-    }
-    return low;
-}
-
 /* Nearness of the lists of n candidates by fine points; returns how wrong any may be. */
-static double measure(probing *p, const double *query, int64_t n) {
+static double measure(probing *p, int64_t n) {
+    const double *query = p->query;
     const skivfpq_lists *l = p->centers;
     const skivfpq_fine_points *fine = p->fine;
     int is_product = l->metric == BY_PRODUCT;
@@ -129,10 +81,10 @@ static double measure(probing *p, const double *query, int64_t n) {
 }
 
 /* The n_probes nearest of n candidates to the front: exactly. */
-static void choose(probing *p, const double *query, int64_t n) {
+static void choose(probing *p, int64_t n) {
     candidate *all = p->candidates;
     int64_t n_probes = p->n_probes, n_sure = 0, n_near = 0;
-    double error = measure(p, query, n), last = 0;
+    double error = measure(p, n), last = 0;
     select_nearest(all, n, n_probes);
     for (int64_t i = 0; i < n_probes; i++) last = i == 0 || all[i].nearness > last ? all[i].nearness : last;
     double low = last - 2 * error, high = last + 2 * error;
@@ -145,7 +97,7 @@ static void choose(probing *p, const double *query, int64_t n) {
             if (found.nearness < low) all[near] = all[n_sure], all[n_sure++] = found;
             near++;
         }
-    for (int64_t i = n_sure; i < n_near; i++) all[i].nearness = exact_key(p->centers, query, all[i].list, p->row);
+    for (int64_t i = n_sure; i < n_near; i++) all[i].nearness = exact_key(p->centers, p->query, all[i].list, p->row);
     select_nearest(all + n_sure, n_near - n_sure, n_probes - n_sure);
 }
 
@@ -155,7 +107,7 @@ static int64_t gather(probing *p, int c, const int32_t *scores) {
     int64_t n = 0, n_scored = l->offsets[1] - l->stray_offsets[1], places = l->blocks[1] * BLOCK;
     query_point *q = p->points + c;
     int32_t least = -ABSENT + 1;
-    if (WRAPS && !(q->reach + q->base / q->unit < SPAN)) return 0;
+    if (!span_fits(q)) return 0;
     if (p->n_probes < n_scored) {
         q->threshold = INT32_MIN;
         if (!set_threshold(l, q, highest_key(l, q, kth_score(scores, places, p->n_probes)))) return 0;
@@ -182,34 +134,39 @@ static void take_probes(const candidate *all, int64_t n_probes, int32_t *probes)
     probes[0] = probes[nearest], probes[nearest] = first;
 }
 
-int NEAREST_LISTS(const skivfpq_lists *centers, const skivfpq_fine_points *fine, const double *queries, int64_t n,
-                  int64_t n_probes, int32_t *probes, uint8_t *unserved) {
-    int64_t width = centers->units * 4, places = centers->blocks[1] * BLOCK;
+int64_t NEAREST_LISTS(const skivfpq_lists *centers, const skivfpq_fine_points *fine, const skivfpq_queries *queries,
+                      int64_t n_probes, int32_t *probes, uint8_t *unserved, char *scratch) {
+    int64_t n = queries->n, width = centers->units * 4, places = centers->blocks[1] * BLOCK, used = 0;
+    const query_point *points[COLUMNS];
+    const int8_t *levels[COLUMNS];
     probing p = {.centers = centers, .fine = fine, .n_probes = n_probes};
-    int8_t *codes = calloc(2 * COLUMNS, width);
-    p.scores = malloc(sizeof(int32_t) * COLUMNS * places);
-    p.candidates = malloc(sizeof(candidate) * (places + centers->stray_offsets[1] + 1));
-    p.fine_query = malloc(sizeof(int16_t) * centers->d);
-    p.row = malloc(sizeof(double) * centers->d);
-    int failed = !codes || !p.scores || !p.candidates || !p.fine_query || !p.row;
+    int8_t *codes = take(scratch, &used, COLUMNS * width), *panel = take(scratch, &used, COLUMNS * width);
+    p.scores = take(scratch, &used, sizeof(int32_t) * (n < COLUMNS ? n : COLUMNS) * places);
+    p.candidates = take(scratch, &used, sizeof(candidate) * (places + centers->stray_offsets[1] + 1));
+    p.fine_query = take(scratch, &used, sizeof(int16_t) * centers->d);
+    p.query = take(scratch, &used, sizeof(double) * centers->d);
+    p.row = take(scratch, &used, sizeof(double) * centers->d);
+    if (!scratch) return used;
+    memset(panel, 0, COLUMNS * width);
     begin_scan();
-    for (int64_t first = 0; first < n && !failed; first += COLUMNS) {
+    for (int64_t first = 0; first < n; first += COLUMNS) {
         int n_queries = n - first < COLUMNS ? (int)(n - first) : COLUMNS;
-        p.panel = codes + COLUMNS * width;
         for (int c = 0; c < n_queries; c++) {
-            p.queries[c] = queries + (first + c) * centers->d, p.codes[c] = codes + c * width;
-            set_query(centers, p.queries[c], p.codes[c], p.points + c);
+            load_query(queries, first + c, centers->d, p.query);
+            set_query(centers, p.query, codes + c * width, p.points + c);
+            points[c] = p.points + c, levels[c] = codes + c * width;
         }
-        score_all(&p, n_queries);
+        fill_panel(levels, n_queries, centers->units, panel);
+        score_all(centers, 0, centers->blocks[1], points, n_queries, panel, p.scores);
         for (int c = 0; c < n_queries; c++) {
             int64_t n_candidates = gather(&p, c, p.scores + c * places);
             unserved[first + c] = n_candidates < n_probes;
             if (unserved[first + c]) continue;
-            choose(&p, p.queries[c], n_candidates);
+            load_query(queries, first + c, centers->d, p.query);
+            choose(&p, n_candidates);
             take_probes(p.candidates, n_probes, probes + (first + c) * n_probes);
         }
     }
     end_scan();
-    free(codes), free(p.scores), free(p.candidates), free(p.fine_query), free(p.row);
-    return failed ? -1 : 0;
+    return 0;
 }

@@ -23,6 +23,13 @@
 #define LARGEST_SCORE 4e8 /* of thresholds: no score overflows 32 bits then, absent rows never hit */
 #define SPAN 65500     /* of scores that are known modulo 2^16 */
 
+/* The next bytes of some memory, at a line of the cache; only counted where there is none yet. */
+static inline void *take(char *memory, int64_t *used, int64_t size) {
+    char *start = memory ? memory + *used : NULL;
+    *used += (size + 63) / 64 * 64;
+    return start;
+}
+
 /* What is known of a query. */
 typedef struct {
     double base, unit, slack; /* |s a - t b|^2 = base - unit v; slack = E + |f|. Or q.x = base + unit v, up to slack */
@@ -65,7 +72,15 @@ static query_sums round_query(const double *values, int64_t d, double scale, int
     return all;
 }
 
-/* The int8 point of a query, (d,), and what its scores mean. Values beyond the scale are cut off: the bound knows. */
+/* A query as float64. */
+static void load_query(const skivfpq_queries *all, int64_t number, int64_t d, double *query) {
+    const float *x32 = (const float *)all->values + number * d;
+    if (all->is_f64) memcpy(query, (const double *)all->values + number * d, sizeof(double) * d);
+    else for (int64_t j = 0; j < d; j++) query[j] = x32[j];
+}
+
+/* The int8 point of a query, (4 units,), and what its scores mean. Values beyond the scale are cut off: the bound
+ * knows. */
 static void set_query(const skivfpq_lists *l, const double *query, int8_t *point, query_point *q) {
     int is_product = l->metric == BY_PRODUCT;
     double values[l->d + 4], scale = l->query_scale, largest = 0, at_origin = 0, reach = 0;
@@ -75,8 +90,9 @@ static void set_query(const skivfpq_lists *l, const double *query, int8_t *point
             values[j] = query[j], largest = fmax(largest, fabs(query[j]));
             at_origin += query[j] * l->origin[j], reach += fabs(query[j] * l->origin[j]);
         }
-        scale = fmax(largest / LARGEST_COLUMN, 1e-300);
+        scale = largest > 0 ? largest / LARGEST_COLUMN : 1;
     } else for (int64_t j = 0; j < l->d; j++) values[j] = query[j] - l->origin[j];
+    for (int64_t j = l->d; j < 4 * l->units; j++) point[j] = 0;
     query_sums sums = round_query(values, l->d, scale, point);
     q->sum = (int32_t)sums.sum, q->length = sqrt(sums.sq_length);
     double error = sqrt(sums.sq_error) * (1 + ROUNDING) + 1e-15 * q->length + TINY;
@@ -128,6 +144,56 @@ static void fill_panel(const int8_t *const *points, int n, int64_t units, int8_t
     for (; u < units; u++)
         for (int c = 0; c < n; c++) memcpy(panel + PANEL_OFFSET(c, 4 * u), points[c] + 4 * u, 4);
 }
+
+/* ---- all scores of some rows */
+
+/* Scores OUT (COLUMNS, n_blocks * 16) of up to COLUMNS queries and the rows of some blocks; -ABSENT where there is
+ * none. For kernels that wrap, those that span_fits vouches for. */
+static void score_all(const skivfpq_lists *l, int64_t first_block, int64_t n_blocks, const query_point *const *points,
+                      int n, const int8_t *panel, int32_t *scores) {
+    int32_t out[COLUMNS][BLOCK] __attribute__((aligned(64)));
+    int32_t starts[COLUMNS], lowest[COLUMNS], caps[BLOCK];
+    uint16_t hits[COLUMNS + 3];
+    for (int c = 0; c < COLUMNS; c++) starts[c] = INT32_MIN / 2;
+    for (int c = 0; c < n; c++) lowest[c] = -points[c]->reach - 1, starts[c] = -128 * points[c]->sum - lowest[c];
+    for (int r = 0; r < BLOCK; r++) caps[r] = 65535;
+    for (int64_t b = 0; b < n_blocks; b++) {
+        const int32_t *terms = l->terms + (first_block + b) * BLOCK;
+        const uint8_t *codes = l->codes + (first_block + b) * l->units * 64;
+        score_block(codes, panel, starts, l->units, n, terms, caps, out, hits);
+        for (int c = 0; c < n; c++)
+            for (int r = 0; r < BLOCK; r++)
+                scores[(c * n_blocks + b) * BLOCK + r] = terms[r] == ABSENT ? -ABSENT : out[c][r] + lowest[c];
+    }
+}
+
+/* Whether all scores of a query fit the span of those that are known modulo 2^16. */
+static int span_fits(const query_point *q) { return !WRAPS || q->reach + q->base / q->unit < SPAN; }
+
+static int64_t count_from(const int32_t *scores, int64_t n, int32_t least) {
+    int32_t count = 0;
+    for (int64_t i = 0; i < n; i++) count += scores[i] >= least;
+    return count;
+}
+
+/* A score that k places or a few more reach, the best possible but for those few: by bisection. */
+static int32_t kth_score(const int32_t *scores, int64_t n, int64_t k) {
+    int32_t low = INT32_MAX, high = INT32_MIN;
+    for (int64_t i = 0; i < n; i++) {
+        int32_t score = scores[i];
+        high = score > high ? score : high, score = score == -ABSENT ? INT32_MAX : score, low = score < low ? score : low;
+    }
+    while (low < high) { /* k places reach low; fewer reach high + 1 */
+        int32_t middle = low + (int32_t)(((int64_t)high - low + 1) / 2);
+        int64_t count = count_from(scores, n, middle);
+        if (count >= k) low = middle;
+        else high = middle - 1;
+        if (count >= k && count <= k + k / 8) break;
+    }
+    return low;
+}
+
+/* ---- exact keys */
 
 static double half_to_double(uint16_t half) {
     uint32_t bits = (uint32_t)(half & 0x7FFF) << 13;

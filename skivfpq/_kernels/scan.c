@@ -16,7 +16,6 @@
 #include "differences.h"
 #include "fine_points.h"
 #include "lanes.h"
-#include "interleave.h"
 #include "score_block.h"
 
 #include <float.h>
@@ -505,14 +504,6 @@ static void evaluate(workspace *w, block_state *b, int r) {
 static void add_survivor(workspace *w, block_state *b, int r, int32_t column, int32_t score) {
     if (b->n_survivors[r] == LIST) evaluate(w, b, r);
     b->survivors[r][b->n_survivors[r]++] = (survivor){column, score};
-}
-
-/* The hits of four columns, or of as many as are in use, 16 rows each. */
-#define HITS ((COLUMNS + 3) / 4 * 4)
-
-static inline uint64_t hits_of_four(const uint16_t *hits, int columns) {
-    uint64_t four = hits[0] | (uint64_t)hits[1] << 16 | (uint64_t)hits[2] << 32 | (uint64_t)hits[3] << 48;
-    return columns < 4 ? four & (((uint64_t)1 << 16 * columns) - 1) : four;
 }
 
 /* How many columns of a panel are in use. */

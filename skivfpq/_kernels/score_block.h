@@ -160,4 +160,12 @@ static inline void begin_scan(void) {}
 static inline void end_scan(void) {}
 #endif
 
+/* The hits of four columns, or of as many as are in use, 16 rows each. */
+#define HITS ((COLUMNS + 3) / 4 * 4)
+
+static inline uint64_t hits_of_four(const uint16_t *hits, int columns) {
+    uint64_t four = hits[0] | (uint64_t)hits[1] << 16 | (uint64_t)hits[2] << 32 | (uint64_t)hits[3] << 48;
+    return columns < 4 ? four & (((uint64_t)1 << 16 * columns) - 1) : four;
+}
+
 #endif

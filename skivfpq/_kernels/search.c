@@ -8,10 +8,10 @@
 
 #include "queries.h"
 
-#include <stdlib.h>
-
 #define EXTRA 64       /* rows that wait beyond 2 k */
 #define AHEAD 4        /* rows fetched before they are needed */
+#define FETCHED 32     /* at once */
+#define FIRST_BLOCKS 64 /* of the nearest list, whose scores give the first threshold */
 
 typedef struct {
     int32_t score, position;
@@ -24,7 +24,6 @@ typedef struct {
 
 /* The two sets of a query. */
 typedef struct {
-    const double *query; /* (d,) */
     query_point point;
     int32_t n_waiting, n_found;
     waiting_row *waiting; /* (capacity,) */
@@ -33,11 +32,17 @@ typedef struct {
 
 typedef struct {
     const skivfpq_lists *lists;
+    const skivfpq_queries *queries;
     int64_t k, capacity;
     query_state *states;
+    waiting_row *waiting; /* (n_queries, capacity) */
+    found_row *found;    /* (n_queries, k) */
     int8_t *points;      /* (n_queries, 4 units) b */
     int8_t *panel;       /* of COLUMNS queries */
-    double *row;         /* (d,) scratch */
+    int32_t *scores;     /* (COLUMNS, places of FIRST_BLOCKS) */
+    int64_t *starts;     /* (n_lists + 2,) */
+    int32_t *order;      /* (n_queries * n_probes,) */
+    double *query, *row; /* (d,) of the query that rows are evaluated for */
 } search;
 
 /* ---- rows found: a heap, the farthest on top */
@@ -61,7 +66,7 @@ static void rise(found_row *heap, int64_t place, found_row row) {
 }
 
 static void evaluate(search *s, query_state *q, int64_t position) {
-    found_row row = {exact_key(s->lists, q->query, position, s->row), s->lists->ids[position], (int32_t)position};
+    found_row row = {exact_key(s->lists, s->query, position, s->row), s->lists->ids[position], (int32_t)position};
     if (q->n_found < s->k) {
         rise(q->found, q->n_found, row);
         if (++q->n_found < s->k) return;
@@ -94,7 +99,6 @@ static void select_best(waiting_row *rows, int64_t n_rows, int64_t n) {
 
 /* Evaluates the rows from..to that may still win. */
 static void evaluate_waiting(search *s, query_state *q, int64_t from, int64_t to) {
-    for (int64_t i = from; i < to && i < from + AHEAD; i++) fetch_row(s->lists, q->waiting[i].position);
     for (int64_t i = from; i < to; i++) {
         if (i + AHEAD < to && q->waiting[i + AHEAD].score >= q->point.threshold)
             fetch_row(s->lists, q->waiting[i + AHEAD].position);
@@ -102,10 +106,17 @@ static void evaluate_waiting(search *s, query_state *q, int64_t from, int64_t to
     }
 }
 
-/* Evaluates all that wait, the k best scores first. */
-static void settle(search *s, query_state *q) {
+/* Brings the k best that wait to the front, and their rows nearer. */
+static void prepare(search *s, query_state *q) {
     int64_t n_best = q->n_waiting < s->k ? q->n_waiting : s->k;
     select_best(q->waiting, q->n_waiting, n_best);
+    for (int64_t i = 0; i < n_best && i < FETCHED; i++) fetch_row(s->lists, q->waiting[i].position);
+}
+
+/* Evaluates all that wait, prepared. */
+static void settle(search *s, query_state *q) {
+    load_query(s->queries, q - s->states, s->lists->d, s->query);
+    int64_t n_best = q->n_waiting < s->k ? q->n_waiting : s->k;
     evaluate_waiting(s, q, 0, n_best);
     evaluate_waiting(s, q, n_best, q->n_waiting);
     q->n_waiting = 0;
@@ -123,7 +134,7 @@ static void make_room(search *s, query_state *q) {
     for (int64_t i = 0; i < q->n_waiting; i++)
         if (q->waiting[i].score >= q->point.threshold) q->waiting[n++] = q->waiting[i];
     q->n_waiting = n;
-    if (n > s->capacity - EXTRA / 2) settle(s, q);
+    if (n > s->capacity - EXTRA / 2) prepare(s, q), settle(s, q);
 }
 
 static inline void add_waiting(search *s, query_state *q, int32_t score, int64_t position) {
@@ -143,9 +154,27 @@ static int32_t plain_score(const skivfpq_lists *l, int64_t block, int r, const i
     return score;
 }
 
-/* A threshold to start with: the worst of the first k rows of the nearest lists. */
-static int set_first_threshold(search *s, query_state *q, const int8_t *point, const int32_t *probes, int64_t n_probes) {
+/* Thresholds to start with: the k-th best of the nearest list, or of the first of its rows. queries: their numbers. */
+static void set_first_thresholds(search *s, int64_t list, const int32_t *queries, int n) {
     const skivfpq_lists *l = s->lists;
+    int64_t first = l->blocks[list], n_blocks = l->blocks[list + 1] - first, places;
+    const query_point *points[COLUMNS];
+    n_blocks = n_blocks < FIRST_BLOCKS ? n_blocks : FIRST_BLOCKS, places = n_blocks * BLOCK;
+    for (int c = 0; c < n; c++) points[c] = &s->states[queries[c]].point;
+    score_all(l, first, n_blocks, points, n, s->panel, s->scores);
+    for (int c = 0; c < n; c++) {
+        query_point *q = &s->states[queries[c]].point;
+        const int32_t *scores = s->scores + c * places;
+        if (!span_fits(q) || count_from(scores, places, 1 - ABSENT) < s->k) continue;
+        set_threshold(l, q, highest_key(l, q, kth_score(scores, places, s->k)));
+    }
+}
+
+/* Where that list cannot tell: the worst of the first k rows of the nearest lists. */
+static int set_any_threshold(search *s, int64_t query, const int32_t *probes, int64_t n_probes) {
+    const skivfpq_lists *l = s->lists;
+    query_state *q = s->states + query;
+    const int8_t *point = s->points + query * l->units * 4;
     int32_t kth = INT32_MAX;
     int64_t n = 0;
     for (int64_t p = 0; p < n_probes && probes[p] >= 0 && n < s->k; p++)
@@ -155,7 +184,7 @@ static int set_first_threshold(search *s, query_state *q, const int8_t *point, c
                 int32_t score = plain_score(l, b, r, point, q->point.sum);
                 kth = score < kth ? score : kth, n++;
             }
-    return n == s->k && set_threshold(s->lists, &q->point, highest_key(s->lists, &q->point, kth));
+    return n == s->k && set_threshold(l, &q->point, highest_key(l, &q->point, kth));
 }
 
 /* Its keys are 1 whatever the rows' points are. */
@@ -167,66 +196,78 @@ static int is_zero(const double *query, int64_t d) {
 
 /* ---- the scan */
 
-/* Some queries of a list against all its rows; queries: their numbers. */
+/* Some queries of a list, whose points are in the panel, against all its rows; queries: their numbers. */
 static void scan_panel(search *s, int64_t list, const int32_t *queries, int n) {
     const skivfpq_lists *l = s->lists;
     int32_t out[COLUMNS][BLOCK] __attribute__((aligned(64)));
     int32_t starts[COLUMNS], thresholds[COLUMNS], caps[BLOCK], cap = 0;
-    uint16_t hits[COLUMNS + 3] = {0};
+    uint16_t hits[HITS] = {0};
     query_state *states[COLUMNS];
-    const int8_t *points[COLUMNS];
     for (int c = 0; c < COLUMNS; c++) starts[c] = INT32_MIN / 2;
     for (int c = 0; c < n; c++) {
-        points[c] = s->points + queries[c] * l->units * 4;
         states[c] = s->states + queries[c];
         thresholds[c] = states[c]->point.threshold, starts[c] = -128 * states[c]->point.sum - thresholds[c];
         cap = states[c]->point.cap > cap ? states[c]->point.cap : cap;
     }
-    fill_panel(points, n, l->units, s->panel);
     for (int r = 0; r < BLOCK; r++) caps[r] = cap;
     for (int64_t b = l->blocks[list]; b < l->blocks[list + 1]; b++) {
         const int32_t *terms = l->terms + b * BLOCK;
         if (!score_block(l->codes + b * l->units * 64, s->panel, starts, l->units, n, terms, caps, out, hits)) continue;
         int64_t first = l->offsets[list] + (b - l->blocks[list]) * BLOCK;
-        for (int c = 0; c < n; c++) {
-            query_state *q = states[c];
-            int may_wrap = WRAPS && (double)cap + thresholds[c] + q->point.reach > SPAN;
-            for (uint32_t left = hits[c]; left; left &= left - 1) {
-                int r = __builtin_ctz(left);
+        for (int four = 0; four < n; four += 4)
+            for (uint64_t left = hits_of_four(hits + four, n - four); left; left &= left - 1) {
+                int hit = __builtin_ctzll(left), r = hit % BLOCK, c = four + hit / BLOCK;
+                query_state *q = states[c];
                 if (terms[r] == ABSENT) continue;
-                int32_t score = may_wrap ? plain_score(l, b, r, points[c], q->point.sum) : out[c][r] + thresholds[c];
+                int32_t score = out[c][r] + thresholds[c];
+                if (WRAPS && (double)cap + thresholds[c] + q->point.reach > SPAN)
+                    score = plain_score(l, b, r, s->points + queries[c] * l->units * 4, q->point.sum);
                 if (score >= q->point.threshold) add_waiting(s, q, score, first + r);
             }
-            if (q->point.threshold > thresholds[c])
-                thresholds[c] = q->point.threshold, starts[c] = -128 * q->point.sum - thresholds[c];
-        }
+        for (int c = 0; c < n; c++)
+            thresholds[c] = states[c]->point.threshold, starts[c] = -128 * states[c]->point.sum - thresholds[c];
     }
 }
 
-static void scan_list(search *s, int64_t list, const int32_t *queries, int64_t n) {
+typedef void scan_function(search *, int64_t list, const int32_t *queries, int n);
+
+/* Calls a function with each list and the queries that probe it, some at a time, their points in the panel. */
+static void each_panel(search *s, scan_function *scan) {
     const skivfpq_lists *l = s->lists;
-    for (int64_t i = 0; i < n; i += COLUMNS)
-        scan_panel(s, list, queries + i, n - i < COLUMNS ? (int)(n - i) : COLUMNS);
-    for (int64_t i = l->stray_offsets[list]; i < l->stray_offsets[list + 1]; i++)
-        for (int64_t c = 0; c < n; c++) evaluate(s, s->states + queries[c], l->strays[i]);
+    const int8_t *points[COLUMNS];
+    for (int64_t list = 0; list < l->n_lists; list++)
+        for (int64_t i = s->starts[list]; i < s->starts[list + 1]; i += COLUMNS) {
+            int n = s->starts[list + 1] - i < COLUMNS ? (int)(s->starts[list + 1] - i) : COLUMNS;
+            for (int c = 0; c < n; c++) points[c] = s->points + s->order[i + c] * l->units * 4;
+            fill_panel(points, n, l->units, s->panel);
+            scan(s, list, s->order + i, n);
+        }
 }
 
-/* Some columns of the probes, list by list. starts: (n_lists + 2,), order: (n_queries * (last - first),) scratch. */
-static void scan_probes(search *s, const int32_t *probes, int64_t n, int64_t n_probes, int64_t first, int64_t last,
-                        const uint8_t *unserved, int64_t *starts, int32_t *order) {
-    int64_t n_lists = s->lists->n_lists;
+static void evaluate_strays(search *s) {
+    const skivfpq_lists *l = s->lists;
+    for (int64_t list = 0; list < l->n_lists; list++)
+        for (int64_t i = l->stray_offsets[list]; i < l->stray_offsets[list + 1]; i++)
+            for (int64_t j = s->starts[list]; j < s->starts[list + 1]; j++) {
+                load_query(s->queries, s->order[j], l->d, s->query);
+                evaluate(s, s->states + s->order[j], l->strays[i]);
+            }
+}
+
+/* The first n_columns of the probes by list: the queries of a list are order[starts[list]..starts[list + 1]]. */
+static void sort_probes(search *s, const int32_t *probes, int64_t n_probes, int64_t n_columns,
+                        const uint8_t *unserved) {
+    int64_t n_lists = s->lists->n_lists, *starts = s->starts;
     memset(starts, 0, sizeof(int64_t) * (n_lists + 2));
 #define EACH_PAIR(DO)                                                                                \
-    for (int64_t i = 0; i < n; i++)                                                                  \
-        for (int64_t p = first; p < last && !unserved[i] && probes[i * n_probes + p] >= 0; p++) {    \
+    for (int64_t i = 0; i < s->queries->n; i++)                                                      \
+        for (int64_t p = 0; p < n_columns && !unserved[i] && probes[i * n_probes + p] >= 0; p++) {   \
             int32_t list = probes[i * n_probes + p];                                                 \
             DO;                                                                                      \
         }
     EACH_PAIR(starts[list + 2]++)
-    for (int64_t l = 0; l < n_lists; l++) starts[l + 2] += starts[l + 1];
-    EACH_PAIR(order[starts[list + 1]++] = (int32_t)i)
-    for (int64_t l = 0; l < n_lists; l++)
-        if (starts[l + 1] > starts[l]) scan_list(s, l, order + starts[l], starts[l + 1] - starts[l]);
+    for (int64_t list = 0; list < n_lists; list++) starts[list + 2] += starts[list + 1];
+    EACH_PAIR(s->order[starts[list + 1]++] = (int32_t)i)
 }
 
 /* Takes the rows found, nearest first. */
@@ -237,37 +278,73 @@ static void take_found(search *s, query_state *q, double *keys, int64_t *positio
     }
 }
 
-int SEARCH_LISTS(const skivfpq_lists *lists, const double *queries, int64_t n, const int32_t *probes, int64_t n_probes,
-                 int64_t k, double *keys, int64_t *positions, uint8_t *unserved) {
-    int64_t capacity = 2 * k + EXTRA, width = lists->units * 4;
-    search s = {.lists = lists, .k = k, .capacity = capacity};
-    s.states = malloc(sizeof(query_state) * n);
-    s.points = calloc(n, width);
-    s.panel = calloc(COLUMNS, width);
-    s.row = malloc(sizeof(double) * lists->d);
-    waiting_row *waiting = malloc(sizeof(waiting_row) * n * capacity);
-    found_row *found = malloc(sizeof(found_row) * n * k);
-    int64_t *starts = malloc(sizeof(int64_t) * (lists->n_lists + 2));
-    int32_t *order = malloc(sizeof(int32_t) * n * n_probes);
-    int failed = !s.states || !s.points || !s.panel || !s.row || !waiting || !found || !starts || !order;
-    begin_scan();
-    for (int64_t i = 0; i < n && !failed; i++) {
-        query_state *q = s.states + i;
-        *q = (query_state){.query = queries + i * lists->d, .waiting = waiting + i * capacity, .found = found + i * k};
-        set_query(lists, q->query, s.points + i * width, &q->point);
-        unserved[i] = (lists->metric == BY_COSINE && is_zero(q->query, lists->d)) ||
-                      !set_first_threshold(&s, q, s.points + i * width, probes + i * n_probes, n_probes);
+/* One query, list by list as they come, the nearest first. */
+static void search_one(search *s, const int32_t *probes, int64_t n_probes, uint8_t *unserved) {
+    const skivfpq_lists *l = s->lists;
+    const int32_t query = 0;
+    const int8_t *point = s->points;
+    fill_panel(&point, 1, l->units, s->panel);
+    if (probes[0] >= 0 && !*unserved) set_first_thresholds(s, probes[0], &query, 1);
+    if (s->states->point.threshold == INT32_MIN) *unserved |= !set_any_threshold(s, 0, probes, n_probes);
+    load_query(s->queries, 0, l->d, s->query);
+    for (int64_t p = 0; p < n_probes && probes[p] >= 0 && !*unserved; p++) {
+        for (int64_t i = l->stray_offsets[probes[p]]; i < l->stray_offsets[probes[p] + 1]; i++)
+            evaluate(s, s->states, l->strays[i]);
+        scan_panel(s, probes[p], &query, 1);
     }
-    if (!failed) {
-        scan_probes(&s, probes, n, n_probes, 0, 1, unserved, starts, order);
-        scan_probes(&s, probes, n, n_probes, 1, n_probes, unserved, starts, order);
-    }
-    for (int64_t i = 0; i < n && !failed; i++) {
+}
+
+/* Many queries, all that probe a list together. */
+static void search_many(search *s, const int32_t *probes, int64_t n_probes, uint8_t *unserved) {
+    sort_probes(s, probes, n_probes, 1, unserved);
+    each_panel(s, set_first_thresholds);
+    for (int64_t i = 0; i < s->queries->n; i++)
+        if (s->states[i].point.threshold == INT32_MIN)
+            unserved[i] |= !set_any_threshold(s, i, probes + i * n_probes, n_probes);
+    sort_probes(s, probes, n_probes, n_probes, unserved);
+    evaluate_strays(s);
+    each_panel(s, scan_panel);
+}
+
+/* Evaluates what still waits, and takes what was found. */
+static void finish(search *s, const uint8_t *unserved, double *keys, int64_t *positions) {
+    int64_t n = s->queries->n;
+    prepare(s, s->states);
+    for (int64_t i = 0; i < n; i++) {
+        if (i + 1 < n) prepare(s, s->states + i + 1); /* its rows come while those of the last are evaluated */
         if (unserved[i]) continue;
-        settle(&s, s.states + i);
-        take_found(&s, s.states + i, keys + i * k, positions + i * k);
+        settle(s, s->states + i);
+        take_found(s, s->states + i, keys + i * s->k, positions + i * s->k);
     }
+}
+
+int64_t SEARCH_LISTS(const skivfpq_lists *lists, const skivfpq_queries *queries, const int32_t *probes,
+                     int64_t n_probes, int64_t k, double *keys, int64_t *positions, uint8_t *unserved, char *scratch) {
+    int64_t n = queries->n, width = lists->units * 4, used = 0, capacity = 2 * k + EXTRA;
+    search s = {.lists = lists, .queries = queries, .k = k, .capacity = capacity};
+    s.states = take(scratch, &used, sizeof(query_state) * n);
+    s.waiting = take(scratch, &used, sizeof(waiting_row) * n * capacity);
+    s.found = take(scratch, &used, sizeof(found_row) * n * k);
+    s.points = take(scratch, &used, n * width);
+    s.panel = take(scratch, &used, COLUMNS * width);
+    s.scores = take(scratch, &used, sizeof(int32_t) * (n < COLUMNS ? n : COLUMNS) * FIRST_BLOCKS * BLOCK);
+    s.starts = take(scratch, &used, sizeof(int64_t) * (lists->n_lists + 2));
+    s.order = take(scratch, &used, sizeof(int32_t) * n * n_probes);
+    s.query = take(scratch, &used, sizeof(double) * lists->d);
+    s.row = take(scratch, &used, sizeof(double) * lists->d);
+    if (!scratch) return used;
+    memset(s.panel, 0, COLUMNS * width);
+    begin_scan();
+    for (int64_t i = 0; i < n; i++) {
+        query_state *q = s.states + i;
+        *q = (query_state){.waiting = s.waiting + i * capacity, .found = s.found + i * k};
+        load_query(queries, i, lists->d, s.query);
+        set_query(lists, s.query, s.points + i * width, &q->point);
+        unserved[i] = lists->metric == BY_COSINE && is_zero(s.query, lists->d);
+    }
+    if (n == 1) search_one(&s, probes, n_probes, unserved);
+    else search_many(&s, probes, n_probes, unserved);
+    finish(&s, unserved, keys, positions);
     end_scan();
-    free(s.states), free(s.points), free(s.panel), free(s.row), free(waiting), free(found), free(starts), free(order);
-    return failed ? -1 : 0;
+    return 0;
 }

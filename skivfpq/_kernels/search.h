@@ -38,17 +38,26 @@ typedef struct {
 
 #define ABSENT 1000000000
 
+/* Queries (n, d), as the metric sees them. */
+typedef struct {
+    const void *values;
+    int is_f64;
+    int64_t n;
+} skivfpq_queries;
+
+/* Scratch memory starts at a line of the cache; without any (NULL) only the bytes that it must have are returned,
+ * else 0. */
 #define DECLARE_SEARCH                                                                               \
-    /* The k nearest rows of queries (n, d), as the metric sees them, in the lists (n, n_probes) that */ \
-    /* they probe, nearest first, -1 for none: keys and positions OUT (n, k), unserved OUT (n,): 1 where */ \
-    /* points cannot serve, or there are fewer rows. 0, or -1 without memory. */                    \
-    int SEARCH_LISTS(const skivfpq_lists *lists, const double *queries, int64_t n, const int32_t *probes, \
-                     int64_t n_probes, int64_t k, double *keys, int64_t *positions, uint8_t *unserved); \
-    /* The n_probes nearest centers of queries (n, d), the rows of one list with their fine points (of */ \
-    /* x - origin): probes OUT (n, n_probes), the nearest first, the others in any order. unserved OUT */ \
-    /* (n,) as above. 0, or -1 without memory. */                                                   \
-    int NEAREST_LISTS(const skivfpq_lists *centers, const skivfpq_fine_points *fine, const double *queries, \
-                      int64_t n, int64_t n_probes, int32_t *probes, uint8_t *unserved);
+    /* The k nearest rows of queries in the lists (n, n_probes) that they probe, nearest first, -1 for none: */ \
+    /* keys and positions OUT (n, k), unserved OUT (n,): 1 where points cannot serve, or there are fewer rows. */ \
+    int64_t SEARCH_LISTS(const skivfpq_lists *lists, const skivfpq_queries *queries, const int32_t *probes, \
+                         int64_t n_probes, int64_t k, double *keys, int64_t *positions, uint8_t *unserved, \
+                         char *scratch);                                                             \
+    /* The n_probes nearest centers of queries, the rows of one list with their fine points (of x - origin): */ \
+    /* probes OUT (n, n_probes), the nearest first, the others in any order. unserved OUT (n,) as above. */ \
+    int64_t NEAREST_LISTS(const skivfpq_lists *centers, const skivfpq_fine_points *fine,             \
+                          const skivfpq_queries *queries, int64_t n_probes, int32_t *probes, uint8_t *unserved, \
+                          char *scratch);
 #ifdef LEVEL
 DECLARE_SEARCH
 #endif

@@ -1,0 +1,335 @@
+"""The certified search against the NumPy search, on every instruction set that runs: same rows, same keys, same bits."""
+
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.testing import assert_array_equal
+
+from skivfpq import IVFIndex, _kernels, exact_neighbors
+from skivfpq._algorithms import list_planes
+from skivfpq._algorithms.search import Metric, nearest_rows
+
+native = _kernels.native
+pytestmark = pytest.mark.skipif(not _kernels.NATIVE, reason="kernels that are compiled only")
+
+METRICS = ["euclidean", "cosine", "inner_product"]
+DTYPES = [np.float64, np.float32, np.float16, np.int8, np.uint8]
+CASES = [
+    "normal",
+    "offset",
+    "duplicates",
+    "two places",
+    "dense spot",
+    "zeros",
+    "long rows",
+    "long column",
+    "integers",
+    "tiny",
+    "1e30",
+]
+
+
+def normal_rows(case, shape, dtype, rng):
+    """Float64 rows (n, d), the first of which are like the queries."""
+    X = rng.normal(size=shape)
+    n = len(X)
+    if case == "offset":
+        X += 1e6 if dtype == np.float64 else 300 if dtype in (np.float32, np.float16) else 1
+    elif case == "duplicates":
+        X[n // 2 :] = X[: n - n // 2]
+    elif case == "two places":
+        X[:] = X[rng.integers(2, size=n)]
+    elif case == "dense spot":
+        X[n // 4 :] = X[0] + 1e-3 * X[n // 4 :]
+    elif case == "integers":
+        X = rng.integers(-3, 4, size=shape).astype(np.float64)
+    return X
+
+
+def rows_of(case, shape, dtype, rng):
+    """The same of a dtype, some scaled."""
+    X = normal_rows(case, shape, dtype, rng)
+    scaled, factor = {
+        "zeros": (np.s_[::3], 0),
+        "long rows": (np.s_[::7], 100),
+        "long column": (np.s_[:, 0], 100),
+        "tiny": (np.s_[:], 1e-30),
+        "1e30": (np.s_[:], 1e30),
+    }.get(case, (np.s_[:], 1))
+    X[scaled] *= factor
+    if dtype == np.float16:
+        return np.clip(X, -6e4, 6e4).astype(dtype)
+    if dtype in (np.int8, np.uint8):
+        info = np.iinfo(dtype)
+        return np.clip(np.rint(40 * X + (100 if dtype == np.uint8 else 0)), info.min, info.max).astype(dtype)
+    return X.astype(dtype)
+
+
+def filed(metric, X, n_lists, rng):
+    """Planes of the rows in lists of any size, some empty."""
+    offsets = np.concatenate([[0], np.sort(rng.integers(len(X) + 1, size=n_lists - 1)), [len(X)]])
+    ids = rng.permutation(len(X)).astype(np.int32)
+    return list_planes.pack_lists(metric, X, offsets.astype(np.int64), ids)
+
+
+def all_lists(n_queries, n_lists, rng):
+    return np.array([rng.permutation(n_lists) for _ in range(n_queries)], dtype=np.int32)
+
+
+def assert_same_search(metric, planes, queries, k, probes, allowed=None):
+    """Asserts that the queries that are served have the neighbours of the NumPy search; returns how many are."""
+    everything = np.arange(len(planes.ids))
+    searched = planes if allowed is None else planes.allowing(allowed)
+    keys, positions, left = searched.search(queries, probes, k, 1)
+    served = np.setdiff1d(np.arange(len(queries)), left)
+    lists = np.searchsorted(planes.offsets, everything, side="right") - 1
+    for query in served:
+        inside = np.isin(lists, probes[query]) if allowed is None else np.isin(lists, probes[query]) & allowed
+        rows = np.flatnonzero(inside)
+        true_keys, true = nearest_rows(metric, queries[[query]], planes.vectors[rows], k, planes.ids[rows])
+        assert_array_equal(positions[query], rows[true[0]])
+        assert_array_equal(keys[query], true_keys[0])
+    return len(served)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", METRICS)
+def test_neighbors_are_those_of_the_plain_search(instruction_set, name, dtype, case, rng):
+    metric, X = Metric(name), rows_of(case, (700, 19), dtype, rng)
+    planes = filed(metric, X, 9, rng)
+    if planes is None:
+        assert case in ("tiny", "1e30")
+        return
+    queries = metric.queries(rows_of(case, (40, 19), dtype, rng))
+    queries[:5] = metric.queries(X[:5])
+    wraps = native.scan_shape()[3]
+    n_served = assert_same_search(metric, planes, queries, 7, all_lists(40, 9, rng))
+    assert n_served >= (0 if wraps or case in ("zeros", "long rows", "two places", "tiny") else 38)
+
+
+@pytest.mark.parametrize("d", [1, 2, 3, 5, 16, 63, 64, 65, 129, 300, 1000])
+@pytest.mark.parametrize("name", METRICS)
+def test_all_widths(instruction_set, name, d, rng):
+    metric, X = Metric(name), rng.normal(size=(300, d)).astype(np.float32)
+    planes = filed(metric, X, 3, rng)
+    queries = metric.queries(rng.normal(size=(20, d)).astype(np.float32))
+    served = assert_same_search(metric, planes, queries, 5, all_lists(20, 3, rng))
+    assert served == 20 or native.scan_shape()[3]
+
+
+@pytest.mark.parametrize("k", [1, 2, 15, 16, 17, 64, 300, 1000])
+@pytest.mark.parametrize("n_queries", [1, 2, 17, 70])
+def test_any_number_of_neighbors_and_queries(instruction_set, k, n_queries, rng):
+    metric, X = Metric("euclidean"), rng.normal(size=(1100, 12)).astype(np.float32)
+    planes = filed(metric, X, 5, rng)
+    queries = rng.normal(size=(n_queries, 12))
+    assert assert_same_search(metric, planes, queries, k, all_lists(n_queries, 5, rng)) == n_queries
+
+
+def test_some_lists_only_and_some_rows_only(instruction_set, rng):
+    metric, X = Metric("euclidean"), rng.normal(size=(900, 20)).astype(np.float32)
+    X[::50] *= 30  # strays
+    planes = filed(metric, X, 12, rng)
+    assert len(planes.strays) > 5
+    queries = rng.normal(size=(30, 20)).astype(np.float32)
+    probes = all_lists(30, 12, rng)[:, :6]
+    probes[::2, 4:] = -1
+    probes[3] = -1
+    allowed = rng.random(900) < 0.3
+    assert assert_same_search(metric, planes, queries, 4, probes) >= 25
+    assert assert_same_search(metric, planes, queries, 4, probes, allowed) >= 20
+    _, _, left = planes.search(queries, probes, 4, 1)
+    assert 3 in left  # no list at all
+
+
+def test_queries_far_away_are_served_or_left(instruction_set, rng):
+    metric, X = Metric("euclidean"), rng.normal(size=(600, 24))
+    planes = filed(metric, X, 6, rng)
+    queries = (
+        rng.normal(size=(12, 24)) * np.array([1, 3, 10, 30, 100, 1e3, 1e6, 1e12, 1e30, 1e100, 0, 2])[:, None]
+    )
+    assert assert_same_search(metric, planes, queries, 3, all_lists(12, 6, rng)) >= 3
+
+
+def test_rows_that_tie_are_settled_exactly(instruction_set, rng):
+    """More equal rows than a query can keep waiting, and the lowest row numbers win."""
+    metric, X = Metric("euclidean"), np.zeros((5000, 8), dtype=np.float32)
+    X[::1000] = 1
+    planes = list_planes.pack_lists(metric, X, np.array([0, 2500, 5000]), np.arange(5000, dtype=np.int32))
+    keys, positions, left = planes.search(np.full((3, 8), 0.25), np.tile([1, 0], (3, 1)), 6, 1)
+    assert not len(left)
+    assert_array_equal(positions, np.tile([1, 2, 3, 4, 5, 6], (3, 1)))
+    assert_array_equal(keys, np.full((3, 6), 0.5))
+
+
+@given(st.data())
+def test_any_small_search(data):
+    draw = data.draw
+    seed, n, d = draw(st.integers(0, 10**6)), draw(st.integers(1, 120)), draw(st.integers(1, 40))
+    k, n_lists = draw(st.integers(1, n)), draw(st.integers(1, 8))
+    rng = np.random.default_rng(seed)
+    metric, dtype = Metric(draw(st.sampled_from(METRICS))), draw(st.sampled_from(DTYPES))
+    before = native.INSTRUCTION_SET
+    native.use(draw(st.sampled_from(native.runnable() + native.emulated())))
+    try:
+        X = rows_of(draw(st.sampled_from(CASES)), (n, d), dtype, rng)
+        planes = filed(metric, X, n_lists, rng)
+        if planes is not None:
+            queries = metric.queries(rows_of("normal", (9, d), dtype, rng))
+            assert_same_search(metric, planes, queries, k, all_lists(9, n_lists, rng))
+    finally:
+        native.use(before)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", ["sqeuclidean", "inner_product"])
+@pytest.mark.parametrize("n_probes", [1, 9, 150, 240])
+def test_lists_to_probe_are_the_nearest(instruction_set, name, case, n_probes, rng):
+    nearness, centers = Metric(name), rows_of(case, (240, 37), np.float64, rng)
+    queries = rows_of(case, (21, 37), np.float64, rng)
+    queries[:4] = centers[:4]
+    planes = list_planes.CenterPlanes(nearness, centers).planes
+    if planes is None:
+        assert case in ("tiny", "1e30")
+        return
+    probes, unserved = np.empty((21, n_probes), dtype=np.int32), np.empty(21, dtype=np.uint8)
+    native.nearest_lists(planes.packed, queries, probes, unserved)
+    true = nearest_rows(nearness, queries, centers, n_probes)[1]
+    served = unserved == 0
+    assert_array_equal(np.sort(probes[served]), np.sort(true[served]))
+    assert served.all() or native.scan_shape()[3] or case == "long rows"
+
+
+def test_lists_are_ranked_by_exact_distance(instruction_set, rng):
+    nearness, centers = Metric("sqeuclidean"), rng.normal(size=(90, 10))
+    centers[50:] = centers[:40]
+    queries = rng.normal(size=(12, 10))
+    ranked = list_planes.CenterPlanes(nearness, centers).ranked(queries, 1)
+    assert_array_equal(ranked, nearest_rows(nearness, queries, centers, 90)[1])
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("subset", [False, True])
+def test_an_index_finds_what_the_reference_kernels_find(instruction_set, metric, subset, monkeypatch, rng):
+    X = rng.normal(size=(800, 14)).astype(np.float32)
+    X[600:] = X[:200]
+    index = IVFIndex(n_lists=20, n_probes=3, metric=metric, random_state=0).fit(X).remove(np.arange(50, 90))
+    chosen = np.arange(100, 700, 4) if subset else None
+    for n_queries in (1, 60):
+        for k in (1, 10, 90):  # 90: more than the probed lists hold at times
+            found = index.kneighbors(X[:n_queries], k, subset=chosen)
+            with monkeypatch.context() as without_planes:
+                without_planes.setattr(list_planes, "_can_serve", lambda *_: False)
+                plain = pickle.loads(pickle.dumps(index)).kneighbors(X[:n_queries], k, subset=chosen)
+            assert_array_equal(found[0], plain[0])
+            assert_array_equal(found[1], plain[1])
+
+
+def test_one_query_a_batch_and_several_threads_agree(rng):
+    X = rng.normal(size=(4000, 24)).astype(np.float32)
+    index = IVFIndex(n_lists=40, n_probes=6, random_state=0).fit(X)
+    distances, indices = index.kneighbors(X[:300])
+    for i in range(0, 300, 30):
+        one = index.kneighbors(X[i : i + 1])
+        assert_array_equal(one[0][0], distances[i])
+        assert_array_equal(one[1][0], indices[i])
+    with ThreadPoolExecutor(4) as pool:
+        parts = list(pool.map(lambda i: index.kneighbors(X[i : i + 20])[1], range(0, 300, 20)))
+    assert_array_equal(np.concatenate(parts), indices)
+    assert_array_equal(index.set_params(n_jobs=1).kneighbors(X[:300])[1], indices)
+
+
+def test_a_fully_probed_index_equals_brute_force(instruction_set, rng):
+    X = rng.normal(size=(900, 33)).astype(np.float32)
+    index = IVFIndex(n_lists=15, n_probes=15, random_state=0).fit(X)
+    for k in (1, 12):
+        found, true = index.kneighbors(X[:80] + 0.1, k), exact_neighbors(X[:80] + 0.1, X, k)
+        assert_array_equal(found[0], true[0])
+        assert_array_equal(found[1], true[1])
+
+
+def test_planes_are_packed_anew_after_a_pickle(rng):
+    X = rng.normal(size=(500, 16)).astype(np.float32)
+    index = IVFIndex(n_lists=10, random_state=0).fit(X)
+    copy = pickle.loads(pickle.dumps(index))
+    assert copy._file._packed == {}
+    assert_array_equal(copy.kneighbors(X[:9])[1], index.kneighbors(X[:9])[1])
+
+
+def test_rows_seen_to_be_valid_are_answered_as_others(rng):
+    """Rows that pass at a glance, and the same as a list, in another order, or of another dtype."""
+    X = rng.normal(size=(300, 6))
+    index = IVFIndex(n_lists=5, n_probes=2, random_state=0).fit(X)
+    queries = X[:7].astype(np.float32)
+    expected = index.kneighbors(queries)
+    for same in (
+        queries.tolist(),
+        np.asfortranarray(queries),
+        np.repeat(queries, 2, axis=0)[::2],
+        queries.astype("f8"),
+    ):
+        found = index.kneighbors(same)
+        assert_array_equal(found[0], expected[0])
+        assert_array_equal(found[1], expected[1])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda X: X[:, :5], "5 features"),
+        (lambda X: X[0], "2D array"),
+        (lambda X: X[:0], "0 sample"),
+        (lambda X: np.where(X[2, 3] == X, np.nan, X), "NaN"),
+        (lambda X: np.where(X[2, 3] == X, -np.inf, X), "infinity"),
+        (lambda X: X.astype(complex), "[Cc]omplex"),
+    ],
+)
+def test_wrong_queries_are_refused_as_by_scikit_learn(dtype, spoil, message, rng):
+    X = rng.normal(size=(60, 6)).astype(dtype)
+    index = IVFIndex(n_lists=3, random_state=0).fit(X)
+    with pytest.raises(ValueError, match=message):
+        index.kneighbors(spoil(X[:4]))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_all_finite_sees_every_place(dtype, value):
+    X = np.full((3, 5), np.finfo(dtype).max, dtype=dtype)
+    assert native.all_finite(X)
+    for i, j in np.ndindex(X.shape):
+        spoilt = X.copy()
+        spoilt[i, j] = value
+        assert not native.all_finite(spoilt)
+
+
+def test_arrays_that_do_not_fit_are_refused(rng):
+    metric, X = Metric("euclidean"), rng.normal(size=(50, 4))
+    planes = filed(metric, X, 3, rng)
+    keys, positions, unserved = np.empty((2, 5)), np.empty((2, 5), np.int64), np.empty(2, np.uint8)
+    probes = np.zeros((2, 1), dtype=np.int32)
+    wrong = [
+        (X[:2, :3].copy(), probes, keys, positions, unserved),
+        (X[:2], probes[:1], keys, positions, unserved),
+        (X[:2], probes, keys[:1], positions, unserved),
+        (X[:2], probes, keys, positions[:, :4].copy(), unserved),
+        (X[:2], probes, keys, positions, unserved[:1]),
+        (X[:0], probes[:0], keys[:0], positions[:0], unserved[:0]),
+    ]
+    for arguments in wrong:
+        with pytest.raises(ValueError, match="search"):
+            native.search_lists(planes.packed, *arguments)
+    centers = list_planes.CenterPlanes(Metric("sqeuclidean"), X).planes.packed
+    with pytest.raises(ValueError, match="centers"):
+        native.nearest_lists(centers, X[:2], np.empty((2, 51), dtype=np.int32), unserved)
+    with pytest.raises(ValueError, match="centers"):
+        native.nearest_lists(planes.packed, X[:2], probes, unserved)
+    with pytest.raises(ValueError, match="search_index"):
+        native.search_index(
+            centers, planes.packed, X[:2], 1, keys, positions, unserved
+        )  # 50 centers, 3 lists
