@@ -156,6 +156,43 @@ def test_queries_far_away_are_served_or_left(instruction_set, rng):
     assert assert_same_search(metric, planes, queries, 3, all_lists(12, 6, rng)) >= 3
 
 
+def two_clouds(rng):
+    """Rows on both sides of zero, and queries so far out that scores of the other side span 2^16."""
+    axis = np.full(16, 0.25)
+    X = axis * np.concatenate([rng.uniform(0.97, 1, 300), -rng.uniform(0.8, 1, 300)])[:, None]
+    queries = axis * np.linspace(1.05, 1.9, 40)[:, None]
+    return X + 0.004 * rng.normal(size=X.shape), queries
+
+
+def test_scores_that_wrap_are_not_taken_for_near_ones(instruction_set, rng):
+    X, queries = two_clouds(rng)
+    planes = filed(Metric("euclidean"), X, 4, rng)
+    assert assert_same_search(Metric("euclidean"), planes, queries, 5, all_lists(40, 4, rng)) >= 10
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, np.int8, np.uint8])
+@pytest.mark.parametrize(("low", "high"), [(0, 256), (-128, 128), (-40, 50), (900, 1100), (0, 2)])
+@pytest.mark.parametrize("d", [6, 2000])
+def test_integers_have_points_without_error(instruction_set, dtype, low, high, d, rng):
+    X = rng.integers(low, high, size=(200, d)).astype(dtype)  # those that do not fit 8 bits wrap
+    planes = filed(Metric("euclidean"), X, 3, rng)
+    assert native.scan_shape()[3] or (planes.error == 0 and not len(planes.strays))
+    queries = np.concatenate([X[:9], X[9:18] + 0.3]).astype(np.float64)
+    assert assert_same_search(Metric("euclidean"), planes, queries, 4, all_lists(18, 3, rng)) > 15
+    assert assert_same_search(Metric("inner_product"), filed(Metric("inner_product"), X, 3, rng), queries, 4,
+                              all_lists(18, 3, rng)) >= 0  # fmt: skip
+
+
+def test_a_few_rows_of_other_numbers_are_strays_among_integers(rng):
+    X = rng.integers(0, 256, size=(20000, 5)).astype(np.float32)
+    X[[7, 100, 1999]] += np.array([[0.5], [1000], [-300]])
+    planes = filed(Metric("euclidean"), X, 3, rng)
+    assert_array_equal(planes.strays, [7, 100, 1999])
+    assert planes.error == 0
+    queries = X[[7, 100, 1999, 5000]].astype(np.float64)
+    assert assert_same_search(Metric("euclidean"), planes, queries, 4, all_lists(4, 3, rng)) == 4
+
+
 def test_rows_that_tie_are_settled_exactly(instruction_set, rng):
     """More equal rows than a query can keep waiting, and the lowest row numbers win."""
     metric, X = Metric("euclidean"), np.zeros((5000, 8), dtype=np.float32)
@@ -203,6 +240,16 @@ def test_lists_to_probe_are_the_nearest(instruction_set, name, case, n_probes, r
     served = unserved == 0
     assert_array_equal(np.sort(probes[served]), np.sort(true[served]))
     assert served.all() or native.scan_shape()[3] or case == "long rows"
+
+
+def test_lists_whose_scores_would_wrap_are_left(instruction_set, rng):
+    centers, queries = two_clouds(rng)
+    planes = list_planes.CenterPlanes(Metric("sqeuclidean"), centers).planes
+    probes, unserved = np.empty((40, 30), dtype=np.int32), np.empty(40, dtype=np.uint8)
+    native.nearest_lists(planes.packed, queries, probes, unserved)
+    true = nearest_rows(Metric("sqeuclidean"), queries, centers, 30)[1]
+    assert_array_equal(np.sort(probes[unserved == 0]), np.sort(true[unserved == 0]))
+    assert native.scan_shape()[3] == unserved.any()
 
 
 def test_lists_are_ranked_by_exact_distance(instruction_set, rng):

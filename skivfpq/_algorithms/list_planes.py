@@ -164,22 +164,21 @@ def pack_lists(metric, vectors, offsets, ids, n_threads=1):
         return None
     _, largest_column, _, wraps = _kernels.native.scan_shape()
     sample = _rows(metric, vectors[blocks.evenly(len(vectors), SCALED)])
-    embedding = all_features(sample)
-    scale = _scale(embedding(sample, n_threads)[0], wraps)
-    if not 1e-15 < scale < 1e15:
+    quantizer = Bytes.of(sample)
+    if quantizer is None or wraps:
+        quantizer = Levels.of(sample, wraps)
+    if not 1e-15 < quantizer.scale < 1e15:
         return None
     first_blocks = np.concatenate([[0], np.cumsum(-(-np.diff(offsets) // BLOCK))])
     places = _places(offsets, first_blocks)
-    codes, sq_norms, errors = _pack_points(
-        metric, vectors, places, first_blocks[-1], embedding, scale, n_threads
-    )
+    codes, sq_norms, errors = _pack_points(metric, vectors, places, first_blocks[-1], quantizer, n_threads)
 
     is_stray = ~np.isfinite(errors)
     if metric.is_cosine:
         is_stray |= ~vectors.any(axis=1)  # their key is 1 whatever their point
-    query_scale = scale * np.ceil(127 / largest_column)
+    query_scale = quantizer.scale * np.ceil(127 / largest_column)
     terms = np.full(len(codes) * BLOCK, ABSENT, dtype=np.int32)
-    terms[places] = 0 if metric.is_product else np.floor(scale / query_scale * sq_norms / 2)
+    terms[places] = 0 if metric.is_product else np.floor(quantizer.scale / query_scale * sq_norms / 2)
     terms[places[is_stray]] = ABSENT
     strays = np.flatnonzero(is_stray)
     return ListPlanes(
@@ -192,16 +191,16 @@ def pack_lists(metric, vectors, offsets, ids, n_threads=1):
         terms.reshape(-1, BLOCK),
         strays,
         _bounds(np.searchsorted(offsets, strays, side="right") - 1, len(offsets) - 1),
-        embedding.origin,
-        scale,
+        quantizer.origin,
+        quantizer.scale,
         query_scale,
         float(errors[~is_stray].max(initial=0)),
-        float(scale * np.sqrt(sq_norms[~is_stray].max(initial=0))) * (1 + 1e-9),
+        float(quantizer.scale * np.sqrt(sq_norms[~is_stray].max(initial=0))) * (1 + 1e-9),
     )
 
 
-def _pack_points(metric, vectors, places, n_blocks, embedding, scale, n_threads):
-    """Codes (n_blocks, units, 16, 4), and of each row |a|^2 and |e|, (n_rows,)."""
+def _pack_points(metric, vectors, places, n_blocks, quantizer, n_threads):
+    """Codes (n_blocks, units, 16, 4), and of each row |a|^2 and |e|, inf where it has no point, (n_rows,)."""
     n_rows, n_features = vectors.shape
     multiple = _kernels.native.scan_shape()[2]
     codes = aligned((n_blocks, -(-n_features // (4 * multiple)) * multiple, BLOCK, 4))
@@ -211,15 +210,69 @@ def _pack_points(metric, vectors, places, n_blocks, embedding, scale, n_threads)
         first, last = part.start * BLOCK, part.stop * BLOCK
         rows = slice(*np.searchsorted(places, [first, last]))
         inside = places[rows] - first
-        Y, bounds = np.zeros((last - first, n_features), np.float32), np.zeros(last - first, np.float32)
-        Y[inside], bounds[inside] = embedding(_rows(metric, vectors[rows]))
-        norms, lengths = np.empty(len(Y), dtype=np.int32), np.empty(len(Y), dtype=np.float32)
-        _kernels.native.pack_rows(Y, scale, bounds, codes[part], norms, lengths)
-        sq_norms[rows], errors[rows] = norms[inside], lengths[inside]
+        sq_norms[rows], errors[rows] = quantizer.pack(_rows(metric, vectors[rows]), inside, codes[part])
 
     n_tasks = max(n_threads, n_rows // PACKED_ROWS) if n_rows >= PACKED_ROWS else 1
     blocks.run_tasks(pack, n_blocks, n_tasks, n_threads, multiple=1)
     return codes, sq_norms, errors
+
+
+class Levels:
+    """Rounds rows to int8 multiples of a scale, around their mean."""
+
+    def __init__(self, embedding, scale):
+        self.embedding, self.scale, self.origin = embedding, scale, embedding.origin
+
+    @classmethod
+    def of(cls, sample, wraps):
+        """For rows like these, of which it leaves few out."""
+        embedding = all_features(sample)
+        return cls(embedding, _scale(embedding(sample)[0], wraps))
+
+    def pack(self, rows, places, codes):
+        """Write the codes (n_blocks, units, 16, 4) of rows at some of the places; |a|^2 and |e| of each."""
+        shape = len(codes) * BLOCK, rows.shape[1]
+        Y, bounds = np.zeros(shape, dtype=np.float32), np.zeros(shape[0], dtype=np.float32)
+        Y[places], bounds[places] = self.embedding(rows)
+        norms, errors = np.empty(shape[0], dtype=np.int32), np.empty(shape[0], dtype=np.float32)
+        _kernels.native.pack_rows(Y, self.scale, bounds, codes, norms, errors)
+        return norms[places], errors[places]
+
+
+class Bytes:
+    """The same of rows that hold integers within 256 of each other, of any dtype: without any error."""
+
+    scale = 1.0
+
+    def __init__(self, lowest, n_features):
+        self.lowest, self.origin = lowest, np.full(n_features, lowest + 128, dtype=np.float32)
+
+    @classmethod
+    def of(cls, sample):
+        """For rows like these, or None where more than one in 100 holds other numbers."""
+        lowest = float(np.quantile(sample.min(axis=1), 0.005, method="lower"))
+        highest = float(np.quantile(sample.max(axis=1), 0.995, method="higher"))
+        if not (highest - lowest <= 255 and abs(lowest) <= 1 << 20):
+            return None
+        is_uint8 = lowest >= 0 and highest <= 255
+        quantizer = cls(0.0 if is_uint8 else np.floor((lowest + highest) / 2) - 127, sample.shape[1])
+        return quantizer if quantizer.serves(sample).mean() >= 0.99 else None
+
+    def serves(self, rows):
+        """Which rows hold nothing but its integers."""
+        shifted = rows - rows.dtype.type(self.lowest)
+        return ((shifted >= 0) & (shifted <= 255) & (shifted == np.rint(shifted))).all(axis=1)
+
+    def pack(self, rows, places, codes):
+        """As ``Levels.pack``."""
+        shifted = np.clip(rows - rows.dtype.type(self.lowest), 0, 255)
+        whole = shifted.astype(np.uint8)
+        padded = np.full((len(codes) * BLOCK, 4 * codes.shape[1]), 128, dtype=np.uint8)
+        padded[places, : rows.shape[1]] = whole
+        codes[:] = padded.reshape(len(codes), BLOCK, -1, 4).transpose(0, 2, 1, 3)
+        centered = shifted - shifted.dtype.type(128)
+        sq_norms = np.einsum("ij,ij->i", centered, centered, dtype=np.float64)  # whole, below 2^28
+        return sq_norms, np.where(self.serves(rows), 0, np.inf)
 
 
 def _can_serve(vectors, ids):

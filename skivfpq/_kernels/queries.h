@@ -52,12 +52,13 @@ static query_sums round_query(const double *values, int64_t d, double scale, int
     typedef int64_t masks4 __attribute__((vector_size(32)));
     const terms4 to_integer = {0x1.8p52, 0x1.8p52, 0x1.8p52, 0x1.8p52}; /* adding and subtracting it rounds */
     const terms4 most = {LARGEST_COLUMN, LARGEST_COLUMN, LARGEST_COLUMN, LARGEST_COLUMN};
+    const terms4 least = LARGEST_COLUMN == 127 ? -most - 1 : -most;
     terms4 sq_errors = {0}, sq_lengths = {0};
     ints4 sums = {0}, sq_norms = {0};
     for (int64_t j = 0; j < d; j += 4) {
         terms4 value = *(const terms4 *)(values + j), level = value * (1 / scale);
-        masks4 above = level > most, below = level < -most;
-        level = (terms4)((above & (masks4)most) | (below & (masks4)-most) | (~(above | below) & (masks4)level));
+        masks4 above = level > most, below = level < least;
+        level = (terms4)((above & (masks4)most) | (below & (masks4)least) | (~(above | below) & (masks4)level));
         level = level + to_integer - to_integer;
         terms4 rest = value - level * scale;
         ints4 whole = __builtin_convertvector(level, ints4);
