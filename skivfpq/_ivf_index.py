@@ -117,7 +117,8 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     n_samples_fit_ : int
         Rows ever added; the width of the graph.
     bytes_per_vector_ : float
-        Bytes kept for each row: vectors or codes, their norms or terms, and two row numbers.
+        Bytes kept for each row: vectors and their int8 points (a byte a feature and 4, more where lists do
+        not fill blocks of 16), or codes and their terms, and two row numbers.
     n_features_in_ : int
         Number of features seen in fit.
     feature_names_in_ : ndarray of shape (n_features_in_,)
@@ -799,8 +800,8 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     @property
     def bytes_per_vector_(self):
         """Bytes kept for each row."""
-        lists = self._lists
-        return lists.nbytes / max(1, len(lists.ids))
+        check_is_fitted(self)
+        return self._file.nbytes / max(1, len(self._file.lists.ids))
 
     def _report(self, message):
         if self.verbose:

@@ -121,6 +121,12 @@ class InvertedFile:
             self._packed[key] = CenterPlanes(nearness(self.metric), self.centers), rows
         return self._packed[key]
 
+    @property
+    def nbytes(self):
+        """Bytes of everything that is kept for each row, int8 points included."""
+        row_planes = self.planes()[1]
+        return self.lists.nbytes + (0 if row_planes is None else row_planes.nbytes)
+
     def search(self, queries, k, n_probes, refine_factor=None, allowed=None, n_threads=1):
         """The k nearest rows of each query: keys and row numbers, (n_queries, k).
 

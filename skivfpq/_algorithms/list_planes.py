@@ -42,6 +42,11 @@ class ListPlanes:
     longest: float  # of scale a
     fine: tuple | None = None  # int16 points, of pack_fine
 
+    @property
+    def nbytes(self):
+        """Bytes of the points and their terms."""
+        return self.codes.nbytes + self.terms.nbytes
+
     @cached_property
     def packed(self):
         """What the kernels take."""
