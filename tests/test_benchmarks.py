@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -279,6 +280,153 @@ def test_wrong_codes_are_seen(rng):
     assert [subspaces(n, 8) for n in (192, 100, 7, 128, 17)] == [24, 10, 1, 16, 1]
 
 
+def test_the_cheapest_parameter_is_found():
+    from pareto import cheapest, sweep
+
+    assert cheapest({1: 0.5, 4: 0.9, 8: 0.95}, 0.9) == 4
+    assert cheapest({1: 0.5}, 0.9) is None
+    asked = []
+
+    def recall_of(parameter):
+        asked.append(parameter)
+        return 1 - 0.5 / parameter
+
+    recalls = sweep(recall_of, 1, 512, [0.9, 0.99])
+    assert asked[:9] == [1, 2, 4, 8, 16, 32, 64, 128, 6]  # the first above .995 ends the doubling
+    assert len(asked) == len(set(asked)) == len(recalls)
+    assert (cheapest(recalls, 0.9), cheapest(recalls, 0.99)) == (5, 50)
+    assert max(sweep(lambda parameter: 0.5, 3, 20, [0.9])) == 20  # a target out of reach ends at the cap
+    assert max(sweep(lambda parameter: 1 - 0.5 / parameter, 10, 10_000, [0.999])) == 640
+    assert list(sweep(lambda parameter: 1.0, 5, 3, [0.9])) == [3]
+
+
+def test_a_large_parameter_is_found_to_one_part_in_64():
+    from pareto import cheapest, sweep
+
+    recalls = sweep(lambda parameter: float(parameter >= 1500), 1, 4096, [0.9])
+    assert 1500 <= cheapest(recalls, 0.9) <= 1500 * (1 + 1 / 64) + 1
+    assert len(recalls) < 20
+
+
+def test_what_is_beaten_is_left_out():
+    from pareto import front, undominated
+
+    assert undominated([(1, 2), (2, 1), (2, 2), (3, 3), (1, 2)]) == [0, 1, 4]
+    assert undominated([(1.0, 1.0), (1.2, 1.2), (1.3, 1.3)], slack=1.25) == [0, 1]
+    assert undominated([]) == []
+    assert front([(0.9, 100), (0.8, 50), (0.95, 10), (0.7, 300), (0.9, 90)]) == [
+        (0.7, 300),
+        (0.9, 100),
+        (0.95, 10),
+    ]
+
+
+@pytest.fixture
+def problem(rng):
+    """40 queries among 400 rows that all come twice."""
+    from search import draw_queries
+
+    X = np.repeat(rng.standard_normal((220, 6), dtype=np.float32), 2, axis=0)
+    return draw_queries(SimpleNamespace(queries=40, n_neighbors=5, threads=1), X)
+
+
+def test_recall_counts_ties_and_nothing_twice(problem):
+    from search import recall
+
+    assert problem.X.shape == (400, 6)
+    distances = np.square(problem.Q[:, None].astype(float) - problem.X).sum(axis=2)
+    nearest = distances.argsort(axis=1, kind="stable")[:, :5]
+    assert recall(problem, nearest) == 1
+    last_first = 399 - distances[:, ::-1].argsort(axis=1, kind="stable")[:, :5]
+    assert np.any(last_first != nearest)
+    assert recall(problem, last_first.astype(np.uint64)) == 1
+    assert recall(problem, np.repeat(nearest[:, :1], 5, axis=1)) == pytest.approx(0.2)
+    nearest[:, 3:] = [-1, 2**32 - 1]  # how libraries say that there is none
+    assert recall(problem, nearest) == pytest.approx(0.6)
+    assert recall(problem, distances.argsort(axis=1)[:, -5:]) == 0
+
+
+def test_one_by_one_alone(problem):
+    from measure import Stopwatch
+    from search import BATCH, SINGLES, Configuration, timed_search
+
+    asked = []
+    index = SimpleNamespace(set=lambda *values: asked.append(values), limit=asked.append)
+    index.batch = index.one = lambda Q, k: asked.append((Q.shape, k))
+    configuration = Configuration("other", index, "second", 1.0, None)
+    stopwatch = Stopwatch()
+    timed_search(problem, configuration, 3, (SINGLES,), stopwatch, 1)
+    assert asked == [(3, "second"), 1] + 40 * [((1, 6), 5)]
+    timed_search(problem, configuration, 3, (BATCH,), stopwatch, 1)
+    assert asked[-3:] == [(3, "second"), problem.threads, ((40, 6), 5)]
+    assert list(stopwatch.phases) == [SINGLES, BATCH]
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"queries": 96}, "--queries 96 leaves too few of the 100 rows"),
+        ({"recalls": [0.9, 1.5]}, "--recalls are above 0 and at most 1"),
+        ({"plot": "a.png", "tasks": ["pq"]}, "--plot draws the task flat"),
+    ],
+)
+def test_what_search_cannot_do_is_refused_first(option, message):
+    from data import DataError
+    from search import check_arguments
+
+    fine = {"queries": 50, "n_neighbors": 5, "recalls": [0.9, 1], "plot": None, "tasks": ["flat"]}
+    check_arguments(SimpleNamespace(**fine), 100)
+    with pytest.raises(DataError, match=message):
+        check_arguments(SimpleNamespace(**{**fine, **option}), 100)
+
+
+def test_wrong_neighbors_are_seen(problem):
+    from search import wrong_neighbors
+
+    assert wrong_neighbors(problem) == []
+    problem.indices[7, 2] = problem.indices[7, 1]
+    farthest = np.square(problem.Q[9].astype(float) - problem.X).sum(axis=1).argmax()
+    problem.indices[9, 4] = farthest
+    assert wrong_neighbors(problem) == ["exact_neighbors: 2 of 40 queries do not get their nearest rows"]
+
+
+def test_peers_on_request_need_a_name():
+    from peers import OURS, Peer, choose
+
+    able = {"indexes": {"flat": list}}
+    peers = [
+        Peer(OURS, "skivfpq", "skivfpq", "", **able),
+        Peer("rare", "x", "json", "", **able, on_request=True),
+    ]
+    assert [peer.name for peer in choose(("indexes",), None, peers)[0]] == [OURS]
+    assert [peer.name for peer in choose(("indexes",), ["rare"], peers)[0]] == [OURS, "rare"]
+
+
+def test_missing_matplotlib_is_named(monkeypatch):
+    import plot
+    from data import DataError
+
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(DataError, match="pip install matplotlib"):
+        plot.check()
+
+
+def test_fronts_have_ours_last(tmp_path):
+    import plot
+    from search import BATCH, SINGLES, Configuration
+
+    configurations = [Configuration(peer, None, None, 1.0, None) for peer in ("skivfpq", "other", "other")]
+    for one, seconds in zip(configurations, (0.1, 0.2, 0.5)):
+        one.points = {p: {"recall": 0.5 + p / 10, BATCH: seconds * p, SINGLES: seconds} for p in (1, 2)}
+    assert plot.fronts(configurations, BATCH) == {
+        "other": [(0.6, 5.0), (0.7, 2.5)],
+        "skivfpq": [(0.6, 10.0), (0.7, 5.0)],
+    }
+    pytest.importorskip("matplotlib")
+    plot.draw(tmp_path / "a.png", configurations, (BATCH, SINGLES), "some data")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_unknown_peers_are_refused():
     from peers import choose
 
@@ -351,6 +499,35 @@ def test_quantize_end_to_end_with_whatever_is_installed(tmp_path, vectors):
             assert 0 < record["of_variance"] < 1
     assert "### PQ, 4 codes of 4 bits, 500 training rows, 2 iterations" in printed.stdout
     assert "| skivfpq" in printed.stdout
+
+
+def test_search_end_to_end(tmp_path, rng):
+    np.save(tmp_path / "vectors.npy", rng.standard_normal((600, 8)).astype(np.float32))
+    out = tmp_path / "out.json"
+    options = "--peers none --queries 30 --n-neighbors 5 --recalls .8 1 --tasks flat pq exact --repeats 1"
+    printed = run("search", "--data", tmp_path / "vectors.npy", "--json", out, *options.split())
+    document = json.loads(out.read_text())
+    assert document["failed_checks"] == []
+    assert "iterations" not in document["arguments"]
+    assert str(tmp_path) not in out.read_text()
+    tasks = [section["task"] for section in document["sections"]]
+    assert tasks == ["indexes", "flat", "flat", "pq", "pq", "exact"]
+    indexes, low, high, pq, _, exact = document["sections"]
+    assert [one["configuration"] for one in indexes["configurations"]] == ["n_lists=auto", "n_lists=14"]
+    assert all(one["points"][0]["parameter"] == 1 for one in indexes["configurations"])
+    for section, target in ((low, 0.8), (high, 1)):
+        assert section["target"] == target
+        for record in section["records"]:
+            assert record["recall"] >= target
+            assert len(record["rounds"]) == 1
+            assert record["build_seconds"] > 0
+            assert record["batch"]["n"] == record["one by one"]["n"] == 1
+        for phase in ("batch", "one by one"):
+            assert min(record[phase]["ratio"] for record in section["records"]) == 1
+    assert pq["records"][0]["setting"] == "n_probes=4"
+    assert [record["recall"] for record in exact["records"]] == [1, 1]
+    assert "indexes, 570 rows, 30 queries" in printed.stdout
+    assert "recall@5 of 0.8" in printed.stdout
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ FLAGS += ("asimd", "asimddp", "i8mm", "sve")
 VARIABLES = ("SKIVFPQ_SIMD", "SKIVFPQ_KERNELS", "FAISS_SIMD_LEVEL", "OPENBLAS_CORETYPE", "OMP_NUM_THREADS")
 VARIABLES += ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY", "OMP_PROC_BIND")
 PACKAGES = ("skivfpq", "numpy", "scipy", "scikit-learn", "scikit-learn-intelex", "faiss-cpu", "superkmeans")
-PACKAGES += ("nanopq", "threadpoolctl")
+PACKAGES += ("nanopq", "threadpoolctl", "hnswlib", "usearch", "scann", "scalable-vs", "pynndescent")
 
 
 @dataclass

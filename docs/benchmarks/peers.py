@@ -1,13 +1,13 @@
-"""The implementations that are compared, each behind the same three functions.
+"""The implementations that are compared, each behind the same functions.
 
 ``lloyd(problem)`` iterates from given centers, ``default_fit(X, n_clusters, seed, threads)`` fits as a
 user would who sets nothing else, ``quantizer(spec)`` has fit, transform and inverse_transform. A peer
-that cannot do one of them has None there.
+that cannot do one of them has None there. search_peers.py has those of ``search``.
 """
 
 import importlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -280,6 +280,8 @@ class Peer:
     lloyd: Callable | None = None
     default_fit: Callable | None = None
     quantizer: Callable | None = None
+    indexes: Mapping = field(default_factory=dict)  # by task of ``search``: function of shape and k
+    on_request: bool = False  # left out unless --peers names it
     needs: str = ""  # something that only newer versions of the module have
 
     def load(self):
@@ -364,7 +366,7 @@ PEERS = [
 ]
 
 
-def choose(abilities, wanted=None):
+def choose(abilities, wanted=None, peers=PEERS):
     """Installed peers with one of the abilities, ours first, and what to do about the missing ones.
 
     Returns
@@ -372,8 +374,10 @@ def choose(abilities, wanted=None):
     peers : list of Peer
     missing : dict from name to what to do
     """
-    able = [peer for peer in PEERS if any(getattr(peer, ability) for ability in abilities)]
-    if wanted is not None:
+    able = [peer for peer in peers if any(getattr(peer, ability) for ability in abilities)]
+    if wanted is None:
+        able = [peer for peer in able if not peer.on_request]
+    else:
         unknown = sorted(set(wanted) - {peer.name for peer in able})
         if unknown:
             names = ", ".join(peer.name for peer in able if peer.name != OURS)

@@ -2,6 +2,7 @@
 
     python docs/benchmarks/run.py kmeans
     python docs/benchmarks/run.py quantize --data vectors.fvecs --rows 100000 --json out.json
+    python docs/benchmarks/run.py search --data vectors.fvecs --plot recall.png
 
 README.md beside this file says what is measured, and how each library is called.
 """
@@ -13,13 +14,16 @@ from pathlib import Path
 
 import kmeans
 import quantize
+import search
 from data import DataError, load
 from measure import machine, sgemm_gflops, usable_cores
-from peers import OURS, choose, limit_threads
+from peers import OURS, PEERS, choose, limit_threads
 from report import Report, number
 
-# A command is a module: ABILITIES of peers that it needs, TASKS, DEFAULT_ITERATIONS, add_arguments, run.
-COMMANDS = {"kmeans": kmeans, "quantize": quantize}
+# A command is a module: ABILITIES of peers that it needs, TASKS, add_arguments, run; and where it differs
+# from the others PEERS, DEFAULT_TASKS (all), DEFAULT_ITERATIONS (none to set).
+COMMANDS = {"kmeans": kmeans, "quantize": quantize, "search": search}
+NOT_KEPT = ("data", "json", "plot", "command")  # arguments that are paths, or stand elsewhere
 
 
 def main(argv=None):
@@ -29,7 +33,7 @@ def main(argv=None):
     command = COMMANDS[args.command]
     try:
         check_numbers(args)
-        peers, missing = choose(command.ABILITIES, args.peers)
+        peers, missing = choose(command.ABILITIES, args.peers, getattr(command, "PEERS", PEERS))
         data = load(args.data, args.rows)
     except ValueError as error:  # DataError is one
         parser.error(str(error))
@@ -66,8 +70,10 @@ def add_common_arguments(parser, module):
         help=".npy, .npz, .fvecs, .bvecs, .ivecs or .hdf5, or the word descriptors (default: image patches)",
     )
     add("--rows", type=int, help="use that many rows, drawn at random")
-    add("--tasks", nargs="+", choices=module.TASKS, default=list(module.TASKS))
-    add("--iterations", type=int, default=module.DEFAULT_ITERATIONS, help="default: %(default)s")
+    tasks = list(getattr(module, "DEFAULT_TASKS", module.TASKS))
+    add("--tasks", nargs="+", choices=module.TASKS, default=tasks, help=f"default: {' '.join(tasks)}")
+    if hasattr(module, "DEFAULT_ITERATIONS"):
+        add("--iterations", type=int, default=module.DEFAULT_ITERATIONS, help="default: %(default)s")
     add("--repeats", type=int, default=5, help="timed rounds (default: %(default)s)")
     add("--slow", type=float, default=60, help="seconds beyond which a peer is run once only")
     add("--threads", type=int, default=usable_cores(), help="default: every core (%(default)s)")
@@ -88,14 +94,16 @@ def check_numbers(args):
         numbers = [one for one in values if isinstance(one, int | float) and not isinstance(one, bool)]
         if any(one <= 0 for one in numbers):
             raise ValueError(f"--{name.replace('_', '-')} must be above 0.")
-    if args.json is not None and not args.json.resolve().parent.is_dir():
-        raise ValueError(f"--json {args.json}: there is no such folder.")
+    for name in ("json", "plot"):
+        path = getattr(args, name, None)
+        if path is not None and not path.resolve().parent.is_dir():
+            raise ValueError(f"--{name} {path}: there is no such folder.")
 
 
 def introduce(report, args, data, peers, missing, peak):
     """Say and keep what is compared on what."""
     described = machine()
-    settings = {key: value for key, value in vars(args).items() if key not in ("data", "json", "command")}
+    settings = {key: value for key, value in vars(args).items() if key not in NOT_KEPT}
     report.facts = {
         "format": 1,
         "command": args.command,

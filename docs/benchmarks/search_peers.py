@@ -1,0 +1,135 @@
+"""The peers of ``search``: for each task, a function of the rows' shape and of k that lists their indexes."""
+
+from indexes import (
+    WIDEST,
+    Faiss,
+    Hnswlib,
+    Pynndescent,
+    Scann,
+    Skivfpq,
+    SkivfpqAll,
+    SkivfpqExact,
+    SvsIvf,
+    SvsVamana,
+    Usearch,
+)
+from peers import OURS, Peer
+from quantize import subspaces
+
+LIST_COUNTS = (512, 1024, 2048)
+ROWS_PER_LIST = 39  # faiss warns below that
+
+
+def list_counts(n_rows):
+    """Numbers of inverted lists to try."""
+    return sorted({list_count(n_rows, wanted) for wanted in LIST_COUNTS})
+
+
+def list_count(n_rows, wanted=1024):
+    """That many inverted lists, or fewer where rows are few."""
+    return min(wanted, max(1, n_rows // ROWS_PER_LIST))
+
+
+def flat_skivfpq(shape, k):
+    """The default, and the numbers of lists that the others get."""
+    return [Skivfpq(), *(Skivfpq(count) for count in list_counts(shape[0]))]
+
+
+def flat_faiss(shape, k):
+    """IndexIVFFlat."""
+    return [Faiss(f"IVF{count},Flat", "nprobe", cap=count) for count in list_counts(shape[0])]
+
+
+def flat_fastscan(shape, k):
+    """Codes of 4 bits for 4 features, scanned in registers, then exact distances."""
+    codes = subspaces(shape[1], 4)
+    factors = {"second": "k_factor_rf", "variants": (4, 8, 16, 32)}
+    return [
+        Faiss(f"IVF{count},PQ{codes}x4fs,RFlat", "nprobe", cap=count, **factors)
+        for count in list_counts(shape[0])
+    ]
+
+
+def pq_sizes(shape):
+    """Lists, and codes of 8 bits for 8 features."""
+    return list_count(shape[0]), subspaces(shape[1], 8)
+
+
+def pq_faiss(shape, k):
+    """IndexIVFPQ."""
+    count, codes = pq_sizes(shape)
+    return [Faiss(f"IVF{count},PQ{codes}x8", "nprobe", cap=count)]
+
+
+SEARCH_PEERS = [
+    Peer(
+        OURS,
+        "skivfpq",
+        "skivfpq",
+        "IVFIndex(n_lists, n_jobs, random_state=0), kneighbors(Q, k, n_probes); exact_neighbors",
+        indexes={
+            "flat": flat_skivfpq,
+            "pq": lambda shape, k: [Skivfpq(*pq_sizes(shape))],
+            "exact": lambda shape, k: [SkivfpqAll(), SkivfpqExact()],
+        },
+    ),
+    Peer(
+        "faiss",
+        "faiss-cpu",
+        "faiss",
+        "IndexIVFFlat, IndexIVFPQ, IndexFlatL2; it chooses its instructions, FAISS_SIMD_LEVEL sets them",
+        indexes={"flat": flat_faiss, "pq": pq_faiss, "exact": lambda shape, k: [Faiss("Flat")]},
+    ),
+    Peer(
+        "faiss-fastscan",
+        "faiss-cpu",
+        "faiss",
+        "IVF, PQ with 4 bits for 4 features (fast scan), refined by exact distances of k_factor * k rows",
+        indexes={"flat": flat_fastscan},
+    ),
+    Peer(
+        "faiss-hnsw",
+        "faiss-cpu",
+        "faiss",
+        "HNSW32, efSearch swept",
+        indexes={"flat": lambda shape, k: [Faiss("HNSW32", "efSearch", start=k, cap=WIDEST)]},
+    ),
+    Peer(
+        "hnswlib",
+        "hnswlib",
+        "hnswlib",
+        "M=16, ef_construction=200, ef swept",
+        indexes={"flat": lambda shape, k: [Hnswlib(k)]},
+    ),
+    Peer(
+        "usearch",
+        "usearch",
+        "usearch",
+        "connectivity=16, float32, expansion_search swept",
+        indexes={"flat": lambda shape, k: [Usearch(k)]},
+    ),
+    Peer(
+        "scann",
+        "scann",
+        "scann",
+        "tree, asymmetric hashing (anisotropic 0.2), reorder; leaves swept; search_batched_parallel, search",
+        indexes={"flat": lambda shape, k: [Scann(list_count(shape[0]), k)]},
+    ),
+    Peer(
+        "svs",
+        "scalable-vs",
+        "svs",
+        "IVF and Vamana over float32 rows; n_probes and search_window_size swept",
+        indexes={
+            "flat": lambda shape, k: [*(SvsIvf(count) for count in list_counts(shape[0])), SvsVamana(k)]
+        },
+    ),
+    Peer(
+        "pynndescent",
+        "pynndescent",
+        "pynndescent",
+        "NNDescent(n_neighbors=30), epsilon swept; compiled before it is timed",
+        indexes={"flat": lambda shape, k: [Pynndescent()]},
+        on_request=True,
+    ),
+]
