@@ -300,6 +300,19 @@ def test_a_fully_probed_index_equals_brute_force(instruction_set, rng):
         assert_array_equal(found[1], true[1])
 
 
+@pytest.mark.parametrize("n_jobs", [1, 3])
+def test_many_neighbors_of_many_queries_go_part_by_part(monkeypatch, n_jobs, rng):
+    X = rng.normal(size=(2500, 4)).astype(np.float32)
+    index = IVFIndex(n_lists=10, n_probes=10, random_state=0, n_jobs=n_jobs).fit(X)
+    sizes, search_index = [], native.search_index
+    monkeypatch.setattr(native, "search_index", lambda *a: sizes.append(len(a[2])) or search_index(*a))
+    monkeypatch.setattr(list_planes, "SCRATCH_BYTES", 1 << 22)
+    indices = index.kneighbors(X[:200], 2000)[1]
+    assert sum(sizes) == 200
+    assert max(sizes) * 32 * 2000 <= 1 << 22
+    assert_array_equal(indices, exact_neighbors(X[:200], X, 2000)[1])
+
+
 def test_planes_are_packed_anew_after_a_pickle(rng):
     X = rng.normal(size=(500, 16)).astype(np.float32)
     index = IVFIndex(n_lists=10, random_state=0).fit(X)

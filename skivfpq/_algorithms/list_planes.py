@@ -14,6 +14,7 @@ BLOCK = 16  # rows
 ABSENT = 1_000_000_000  # the term of places without a row, and of rows that are not to be found
 PACKED_ROWS = 16384  # at a time
 QUERIES_PER_TASK = 2048
+SCRATCH_BYTES = 1 << 25  # of a task, about
 FEW_QUERIES = 8  # for which rows are not packed, nor threads asked
 NONE = np.empty(0, dtype=np.intp)
 
@@ -80,7 +81,7 @@ class ListPlanes:
                 self.packed, queries[rows], probes[rows], keys[rows], positions[rows], unserved[rows]
             )
 
-        n_left = _over_queries(search, len(queries), n_threads)
+        n_left = _over_queries(search, len(queries), k, n_threads)
         return keys, positions, np.flatnonzero(unserved) if n_left else NONE
 
 
@@ -113,7 +114,7 @@ class CenterPlanes:
                 centers, packed, queries[rows], n_probes, keys[rows], positions[rows], unserved[rows]
             )
 
-        n_left = _over_queries(search, len(queries), n_threads)
+        n_left = _over_queries(search, len(queries), k, n_threads)
         return keys, positions, np.flatnonzero(unserved) if n_left else NONE
 
     def ranked(self, queries, n_threads):
@@ -124,12 +125,14 @@ class CenterPlanes:
         return _search_one_list(self.nearness, queries, self.planes, n_lists, n_threads)[1]
 
 
-def _over_queries(search, n_queries, n_threads):
+def _over_queries(search, n_queries, k, n_threads):
     """Call search(slice of the queries) over threads; the sum of what it returns."""
-    if n_queries < FEW_QUERIES:
-        return search(slice(0, n_queries))
+    most = max(1, min(QUERIES_PER_TASK, SCRATCH_BYTES // (32 * k + 1024)))  # 2 k wait, k are found
+    if n_threads == 1 or n_queries < FEW_QUERIES:
+        parts = range(0, n_queries, most)
+        return sum([search(slice(start, min(start + most, n_queries))) for start in parts])
     found = []
-    n_tasks = max(n_threads, -(-n_queries // QUERIES_PER_TASK))
+    n_tasks = max(n_threads, -(-n_queries // most))
     blocks.run_tasks(lambda rows: found.append(search(rows)), n_queries, n_tasks, n_threads, multiple=1)
     return sum(found)
 
