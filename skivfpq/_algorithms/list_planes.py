@@ -15,6 +15,7 @@ ABSENT = 1_000_000_000  # the term of places without a row, and of rows that are
 PACKED_ROWS = 16384  # at a time
 QUERIES_PER_TASK = 2048
 SCRATCH_BYTES = 1 << 25  # of a task, about
+LEAST_RANGE = 64  # of integers whose unit is not too coarse for queries between them
 FEW_QUERIES = 8  # for which rows are not packed, nor threads asked
 NONE = np.empty(0, dtype=np.intp)
 
@@ -143,7 +144,7 @@ def instruction_set():
 
 
 def exact_rows(metric, queries, rows, k, n_threads=1, ids=None):
-    """``nearest_rows`` by the certified search where that pays: keys and row numbers, (n_queries, k)."""
+    """``nearest_rows`` by the certified search where that pays: keys and positions, (n_queries, k)."""
     ids = np.arange(len(rows), dtype=np.int32 if len(rows) < 1 << 31 else np.int64) if ids is None else ids
     planes = None
     if len(queries) >= FEW_QUERIES:
@@ -168,7 +169,7 @@ def pack_lists(metric, vectors, offsets, ids, n_threads=1):
 
     metric : search.Metric
     """
-    if not _can_serve(vectors, ids):
+    if not _can_serve(metric, vectors, ids):
         return None
     _, largest_column, _, wraps = _kernels.native.scan_shape()
     sample = _rows(metric, vectors[blocks.evenly(len(vectors), SCALED)])
@@ -260,7 +261,7 @@ class Bytes:
         """For rows like these, or None where more than one in 100 holds other numbers."""
         lowest = float(np.quantile(sample.min(axis=1), 0.005, method="lower"))
         highest = float(np.quantile(sample.max(axis=1), 0.995, method="higher"))
-        if not (highest - lowest <= 255 and abs(lowest) <= 1 << 20):
+        if not (LEAST_RANGE <= highest - lowest <= 255 and abs(lowest) <= 1 << 20):
             return None
         is_uint8 = lowest >= 0 and highest <= 255
         quantizer = cls(0.0 if is_uint8 else np.floor((lowest + highest) / 2) - 127, sample.shape[1])
@@ -268,8 +269,8 @@ class Bytes:
 
     def serves(self, rows):
         """Which rows hold nothing but its integers."""
-        shifted = rows - rows.dtype.type(self.lowest)
-        return ((shifted >= 0) & (shifted <= 255) & (shifted == np.rint(shifted))).all(axis=1)
+        shifted = rows - rows.dtype.type(self.lowest)  # right for integers; others may round to one
+        return ((shifted >= 0) & (shifted <= 255) & (rows == np.rint(rows))).all(axis=1)
 
     def pack(self, rows, places, codes):
         """As ``Levels.pack``."""
@@ -283,9 +284,10 @@ class Bytes:
         return sq_norms, np.where(self.serves(rows), 0, np.inf)
 
 
-def _can_serve(vectors, ids):
+def _can_serve(metric, vectors, ids):
     return (
         _kernels.NATIVE
+        and not (metric.is_product and _kernels.native.scan_shape()[3])  # products modulo 2^16 have no bound
         and len(vectors) > 0
         and vectors.shape[1] <= WIDEST
         and ids.dtype == np.int32

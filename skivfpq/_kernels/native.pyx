@@ -1020,7 +1020,7 @@ cdef class PackedLists:
     """What the search kernels know of the rows of list_planes.ListPlanes: pointers, and the arrays behind them."""
     cdef skivfpq_lists lists
     cdef skivfpq_fine_points fine
-    cdef object planes
+    cdef object arrays
 
     def __init__(self, planes):
         cdef skivfpq_lists *lists = &self.lists
@@ -1038,7 +1038,7 @@ cdef class PackedLists:
                 or terms.shape[0] != codes.shape[0] or terms.shape[1] != 16 or blocks[lists.n_lists] != codes.shape[0]
                 or offsets[lists.n_lists] != ids.shape[0] or stray_offsets[lists.n_lists] != strays.shape[0]):
             raise ValueError("search: shapes of the planes do not fit together.")
-        self.planes = planes
+        self.arrays = (planes.vectors, offsets, blocks, strays, stray_offsets, ids, codes, terms, origin, planes.fine)
         lists.vectors, lists.kind = &vectors[0], KINDS.index(planes.vectors.dtype.name)
         lists.metric = METRICS.index(planes.metric)
         lists.offsets, lists.blocks, lists.ids = &offsets[0], &blocks[0], &ids[0]
@@ -1078,7 +1078,7 @@ cdef char *scratch_of(int64_t size, list keep) except NULL:
 def search_lists(
     PackedLists rows,
     const floating[:, ::1] queries,   # IN (n_queries, n_features), as the metric sees them
-    const int32_t[:, ::1] probes,     # IN (n_queries, n_probes) lists, nearest first, -1 for none
+    const int32_t[:, ::1] probes,     # IN (n_queries, n_probes) lists, each once, nearest first, -1 for none
     double[:, ::1] keys,              # OUT (n_queries, k), ascending
     int64_t[:, ::1] positions,        # OUT (n_queries, k)
     uint8_t[::1] unserved,            # OUT (n_queries,) 1 where the search must be done otherwise

@@ -76,7 +76,7 @@ static double measure(probing *p, int64_t n) {
         }
     }
     longest = sqrt(longest);
-    if (is_product) return length * most + error * (longest + most) + 1e-12 * (reach + (length + error) * longest) + TINY;
+    if (is_product) return length * most + error * (longest + most) + LARGEST_SUM_ERROR * (reach + (length + error) * longest) + TINY;
     return (most + error) * (1 + ROUNDING) + 1e-6 * (length + longest) + TINY; /* roots of cancelled squares */
 }
 
@@ -99,6 +99,7 @@ static void choose(probing *p, int64_t n) {
         }
     for (int64_t i = n_sure; i < n_near; i++) all[i].nearness = exact_key(p->centers, p->query, all[i].list, p->row);
     select_nearest(all + n_sure, n_near - n_sure, n_probes - n_sure);
+    for (int64_t i = n_sure; i < n_probes; i++) all[i].nearness = last; /* as far as that goes, not squared */
 }
 
 /* Candidates by score; returns how many, or 0 where scores cannot serve. */

@@ -19,8 +19,9 @@
 #include <string.h>
 
 #define ROUNDING 1e-9  /* more than float64 sums of 1e6 terms are off by, relatively */
-#define TINY 1e-290    /* and by underflow */
-#define LARGEST_SCORE 4e8 /* of thresholds: no score overflows 32 bits then, absent rows never hit */
+#define TINY 1e-150    /* squares below its own may be lost; what is compared is a distance, or a product of lengths */
+#define LARGEST_SCORE 4.1e8 /* of thresholds, and no score is lower: none overflows 32 bits, absent rows never hit */
+#define LARGEST_SUM_ERROR 1e-11 /* of sums of 16384 products, relatively to those of their sizes */
 #define SPAN 65500     /* of scores that are known modulo 2^16 */
 
 /* The next bytes of some memory, at a line of the cache; only counted where there is none yet. */
@@ -33,7 +34,6 @@ static inline void *take(char *memory, int64_t *used, int64_t size) {
 /* What is known of a query. */
 typedef struct {
     double base, unit, slack; /* |s a - t b|^2 = base - unit v; slack = E + |f|. Or q.x = base + unit v, up to slack */
-    double length;       /* of q for inner products, else of q - o */
     int32_t sum;         /* of b */
     int32_t reach;       /* no score is below -reach */
     int32_t threshold;   /* rows of lower scores cannot win */
@@ -91,16 +91,17 @@ static void set_query(const skivfpq_lists *l, const double *query, int8_t *point
             values[j] = query[j], largest = fmax(largest, fabs(query[j]));
             at_origin += query[j] * l->origin[j], reach += fabs(query[j] * l->origin[j]);
         }
-        scale = largest > 0 ? largest / LARGEST_COLUMN : 1;
+        scale = largest > TINY ? largest / LARGEST_COLUMN : 1; /* tiny ones are all error */
     } else for (int64_t j = 0; j < l->d; j++) values[j] = query[j] - l->origin[j];
     for (int64_t j = l->d; j < 4 * l->units; j++) point[j] = 0;
     query_sums sums = round_query(values, l->d, scale, point);
-    q->sum = (int32_t)sums.sum, q->length = sqrt(sums.sq_length);
-    double error = sqrt(sums.sq_error) * (1 + ROUNDING) + 1e-15 * q->length + TINY;
+    double length = sqrt(sums.sq_length) * (1 + ROUNDING) + TINY;
+    double error = sqrt(sums.sq_error) * (1 + ROUNDING) + 1e-15 * length + TINY;
+    q->sum = (int32_t)sums.sum;
     if (is_product) {
         q->base = at_origin, q->unit = l->scale * scale;
-        q->slack = (l->longest * error + q->length * l->error) * (1 + ROUNDING);
-        q->slack += 1e-12 * (reach + q->length * l->longest) + TINY;
+        q->slack = (l->longest * error + length * l->error) * (1 + ROUNDING);
+        q->slack += LARGEST_SUM_ERROR * (reach + length * l->longest);
     } else {
         q->base = scale * scale * sums.sq_norm, q->unit = 2 * l->scale * scale;
         q->slack = (l->error + error) * (1 + ROUNDING);

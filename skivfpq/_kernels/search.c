@@ -307,14 +307,15 @@ static void search_many(search *s, const int32_t *probes, int64_t n_probes, uint
 }
 
 /* Evaluates what still waits, and takes what was found. */
-static void finish(search *s, const uint8_t *unserved, double *keys, int64_t *positions) {
+static void finish(search *s, uint8_t *unserved, double *keys, int64_t *positions) {
     int64_t n = s->queries->n;
     prepare(s, s->states);
     for (int64_t i = 0; i < n; i++) {
         if (i + 1 < n) prepare(s, s->states + i + 1); /* its rows come while those of the last are evaluated */
         if (unserved[i]) continue;
         settle(s, s->states + i);
-        take_found(s, s->states + i, keys + i * s->k, positions + i * s->k);
+        unserved[i] = s->states[i].n_found < s->k;
+        if (!unserved[i]) take_found(s, s->states + i, keys + i * s->k, positions + i * s->k);
     }
 }
 
