@@ -169,13 +169,10 @@ def pack_lists(metric, vectors, offsets, ids, n_threads=1):
 
     metric : search.Metric
     """
-    if not _can_serve(metric, vectors, ids):
+    if not _can_serve(vectors, ids):
         return None
-    _, largest_column, _, wraps = _kernels.native.scan_shape()
     sample = _rows(metric, vectors[blocks.evenly(len(vectors), SCALED)])
-    quantizer = Bytes.of(sample)
-    if quantizer is None or wraps:
-        quantizer = Levels.of(sample, wraps)
+    quantizer = Bytes.of(sample) or Levels.of(sample)
     if not 1e-15 < quantizer.scale < 1e15:
         return None
     first_blocks = np.concatenate([[0], np.cumsum(-(-np.diff(offsets) // BLOCK))])
@@ -185,7 +182,7 @@ def pack_lists(metric, vectors, offsets, ids, n_threads=1):
     is_stray = ~np.isfinite(errors)
     if metric.is_cosine:
         is_stray |= ~vectors.any(axis=1)  # their key is 1 whatever their point
-    query_scale = quantizer.scale * np.ceil(127 / largest_column)
+    query_scale = quantizer.scale * np.ceil(127 / _kernels.native.scan_shape()[1])
     terms = np.full(len(codes) * BLOCK, ABSENT, dtype=np.int32)
     terms[places] = 0 if metric.is_product else np.floor(quantizer.scale / query_scale * sq_norms / 2)
     terms[places[is_stray]] = ABSENT
@@ -233,10 +230,10 @@ class Levels:
         self.embedding, self.scale, self.origin = embedding, scale, embedding.origin
 
     @classmethod
-    def of(cls, sample, wraps):
+    def of(cls, sample):
         """For rows like these, of which it leaves few out."""
         embedding = all_features(sample)
-        return cls(embedding, _scale(embedding(sample)[0], wraps))
+        return cls(embedding, _scale(embedding(sample)[0]))
 
     def pack(self, rows, places, codes):
         """Write the codes (n_blocks, units, 16, 4) of rows at some of the places; |a|^2 and |e| of each."""
@@ -284,10 +281,9 @@ class Bytes:
         return sq_norms, np.where(self.serves(rows), 0, np.inf)
 
 
-def _can_serve(metric, vectors, ids):
+def _can_serve(vectors, ids):
     return (
         _kernels.NATIVE
-        and not (metric.is_product and _kernels.native.scan_shape()[3])  # products modulo 2^16 have no bound
         and len(vectors) > 0
         and vectors.shape[1] <= WIDEST
         and ids.dtype == np.int32
@@ -301,17 +297,13 @@ def _rows(metric, vectors):
     return metric.rows(vectors) if metric.is_cosine else blocks.as_float_rows(vectors)
 
 
-def _scale(points, wraps):
+def _scale(points):
     """The scale of points that leaves few rows out."""
     largest = np.abs(points).max(axis=1)
     if not largest.any():
         return 1.0  # rows are all the same
     typical = np.median(largest[largest > 0])
-    scale = min(1.1 * float(largest.max()), LONG * float(typical)) / 127
-    if wraps:  # scores of rows and queries up to 1.1 times as long as any span 2^16
-        served = points[largest <= 127 * scale]
-        scale = max(scale, 1.1 * np.sqrt(np.einsum("ij,ij->i", served, served).max(initial=0)) / 245)
-    return scale
+    return min(1.1 * float(largest.max()), LONG * float(typical)) / 127
 
 
 def _places(offsets, first_blocks):

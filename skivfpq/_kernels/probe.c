@@ -108,7 +108,6 @@ static int64_t gather(probing *p, int c, const int32_t *scores) {
     int64_t n = 0, n_scored = l->offsets[1] - l->stray_offsets[1], places = l->blocks[1] * BLOCK;
     query_point *q = p->points + c;
     int32_t least = -ABSENT + 1;
-    if (!span_fits(q)) return 0;
     if (p->n_probes < n_scored) {
         q->threshold = INT32_MIN;
         if (!set_threshold(l, q, highest_key(l, q, kth_score(scores, places, p->n_probes)))) return 0;

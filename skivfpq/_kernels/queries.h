@@ -12,6 +12,7 @@
 
 #include "search.h"
 
+#define EXACT_SCORES
 #include "differences.h"
 #include "score_block.h"
 
@@ -22,7 +23,6 @@
 #define TINY 1e-150    /* squares below its own may be lost; what is compared is a distance, or a product of lengths */
 #define LARGEST_SCORE 4.1e8 /* of thresholds, and no score is lower: none overflows 32 bits, absent rows never hit */
 #define LARGEST_SUM_ERROR 1e-11 /* of sums of 16384 products, relatively to those of their sizes */
-#define SPAN 65500     /* of scores that are known modulo 2^16 */
 
 /* The next bytes of some memory, at a line of the cache; only counted where there is none yet. */
 static inline void *take(char *memory, int64_t *used, int64_t size) {
@@ -37,7 +37,6 @@ typedef struct {
     int32_t sum;         /* of b */
     int32_t reach;       /* no score is below -reach */
     int32_t threshold;   /* rows of lower scores cannot win */
-    int32_t cap;         /* no score exceeds threshold + cap; for kernels that wrap */
 } query_point;
 
 /* Sums of a quantized vector. */
@@ -108,23 +107,20 @@ static void set_query(const skivfpq_lists *l, const double *query, int8_t *point
     }
     double farthest = l->longest + scale * sqrt((double)sums.sq_norm);
     q->reach = (int32_t)fmin(farthest * farthest / q->unit + (is_product ? 4 : 4 - q->base / q->unit), LARGEST_SCORE);
-    q->threshold = INT32_MIN, q->cap = -1;
+    q->threshold = INT32_MIN;
 }
 
 /* Rows of greater keys cannot win: raises the threshold. Returns 0 where that does not fit. */
 static int set_threshold(const skivfpq_lists *l, query_point *q, double key) {
-    double low, high = 0;
-    if (l->metric == BY_PRODUCT) {
-        low = (-key - q->slack - q->base) / q->unit;
-        if (WRAPS) return 0; /* no score is known to be the largest */
-    } else {
+    double low;
+    if (l->metric == BY_PRODUCT) low = (-key - q->slack - q->base) / q->unit;
+    else {
         double distance = sqrt(l->metric == BY_COSINE ? 2 * key : key) * (1 + ROUNDING) + TINY;
         double radius = distance + q->slack;
         low = (q->base - radius * radius) / q->unit;
-        high = radius * radius / q->unit;
     }
-    if (!(fabs(low) < LARGEST_SCORE && (!WRAPS || high < SPAN))) return 0;
-    if ((int32_t)floor(low) - 1 > q->threshold) q->threshold = (int32_t)floor(low) - 1, q->cap = (int32_t)high + 4;
+    if (!(fabs(low) < LARGEST_SCORE)) return 0;
+    if ((int32_t)floor(low) - 1 > q->threshold) q->threshold = (int32_t)floor(low) - 1;
     return 1;
 }
 
@@ -150,27 +146,23 @@ static void fill_panel(const int8_t *const *points, int n, int64_t units, int8_t
 /* ---- all scores of some rows */
 
 /* Scores OUT (COLUMNS, n_blocks * 16) of up to COLUMNS queries and the rows of some blocks; -ABSENT where there is
- * none. For kernels that wrap, those that span_fits vouches for. */
+ * none. */
 static void score_all(const skivfpq_lists *l, int64_t first_block, int64_t n_blocks, const query_point *const *points,
                       int n, const int8_t *panel, int32_t *scores) {
     int32_t out[COLUMNS][BLOCK] __attribute__((aligned(64)));
-    int32_t starts[COLUMNS], lowest[COLUMNS], caps[BLOCK];
+    int32_t starts[COLUMNS], lowest[COLUMNS];
     uint16_t hits[COLUMNS + 3];
     for (int c = 0; c < COLUMNS; c++) starts[c] = INT32_MIN / 2;
     for (int c = 0; c < n; c++) lowest[c] = -points[c]->reach - 1, starts[c] = -128 * points[c]->sum - lowest[c];
-    for (int r = 0; r < BLOCK; r++) caps[r] = 65535;
     for (int64_t b = 0; b < n_blocks; b++) {
         const int32_t *terms = l->terms + (first_block + b) * BLOCK;
         const uint8_t *codes = l->codes + (first_block + b) * l->units * 64;
-        score_block(codes, panel, starts, l->units, n, terms, caps, out, hits);
+        score_block(codes, panel, starts, l->units, n, terms, NULL, out, hits);
         for (int c = 0; c < n; c++)
             for (int r = 0; r < BLOCK; r++)
                 scores[(c * n_blocks + b) * BLOCK + r] = terms[r] == ABSENT ? -ABSENT : out[c][r] + lowest[c];
     }
 }
-
-/* Whether all scores of a query fit the span of those that are known modulo 2^16. */
-static int span_fits(const query_point *q) { return !WRAPS || q->reach + q->base / q->unit < SPAN; }
 
 static int64_t count_from(const int32_t *scores, int64_t n, int32_t least) {
     int32_t count = 0;

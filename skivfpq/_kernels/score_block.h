@@ -7,7 +7,7 @@
  *
  * Returns whether there are any; without, out and hits may be left unwritten.
  *
- * The kernel for AVX2 adds modulo 2^16, and a hit is 0 <= out <= caps[r] there: the caller vouches that
+ * The kernel for AVX2 adds modulo 2^16 unless EXACT_SCORES is defined, and a hit is 0 <= out <= caps[r] there: the caller vouches that
  * no out exceeds caps[r] < 2^16, so that no hit is ever lost. An out below caps[r] - 2^16 comes as a false
  * one, which costs the time of looking at it. The others are exact in 32 bits. */
 #ifndef SKIVFPQ_SCORE_BLOCK_H
@@ -63,41 +63,58 @@ static inline uint32_t sign_bits(const lanes16 *scores) {
 #include <immintrin.h>
 #define COLUMNS 6
 #define LARGEST_COLUMN 64 /* 2 * 255 * 64 fits 16 bits: vpmaddubsw never saturates */
-#define WRAPS 1
 #define UNITS_MULTIPLE 1
 #define PANEL_OFFSET(c, j) ((j) / 4 * COLUMNS * 4 + (c) * 4 + (j) % 4)
 
-/* Twelve accumulators, two row vectors and two products are the sixteen registers. In one asm
- * statement, because GCC otherwise moves accumulators to memory and back. */
-#define EACH_COLUMN(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5)
-#define ACCUMULATE(c)                                                                                \
-    if (c < columns)                                                                                 \
-        asm("vpbroadcastd %6, %1\n\tvpmaddubsw %1, %4, %0\n\tvpmaddubsw %1, %5, %1\n\t"                  \
-        "vpaddw %0, %2, %2\n\tvpaddw %1, %3, %3"                                                     \
-        : "=&x"(product0), "=&x"(product1), "+x"(low##c), "+x"(high##c)                              \
-        : "x"(row0), "x"(row1), "m"(*(const int32_t *)(panel + c * 4)));
-#define START(c) __m256i low##c = _mm256_set1_epi32((uint16_t)starts[c]), high##c = low##c;
-#define FINISH(c)                                                                                    \
-    if (c < columns) {                                                                               \
-    low##c = score(low##c, threshold0), high##c = score(high##c, threshold1);                        \
-    all_miss = _mm256_and_si256(all_miss, _mm256_and_si256(_mm256_cmpgt_epi32(low##c, cap0),         \
-                                                           _mm256_cmpgt_epi32(high##c, cap1)));      \
-    }
-#define STORE(c)                                                                                     \
-    if (c < columns) {                                                                               \
-    hits[c] = ~(miss_bits(low##c, cap0) | miss_bits(high##c, cap1) << 8) & 0xFFFF;                   \
-    _mm256_store_si256((__m256i *)out[c], low##c), _mm256_store_si256((__m256i *)(out[c] + 8), high##c);                  \
-    }
+#ifdef EXACT_SCORES /* pairs of products added in 32 bits: two more instructions for each column */
+
+#define WRAPS 0
+static const int16_t ONES[16] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+#define ADD_PRODUCTS_TO_SUMS                                                                         \
+    "vpmaddwd %7, %0, %0\n\tvpmaddwd %7, %1, %1\n\tvpaddd %0, %2, %2\n\tvpaddd %1, %3, %3"
+#define ONES_OPERAND , "m"(*(const __m256i_u *)ONES)
+#define FIRST_SUM(start) (start)
+
+static inline __m256i score(__m256i sums, __m256i threshold) { return _mm256_sub_epi32(sums, threshold); }
+static inline __m256i is_miss(__m256i scores, __m256i cap) { return (void)cap, scores; } /* its signs */
+
+#else
+
+#define WRAPS 1
+#define ADD_PRODUCTS_TO_SUMS "vpaddw %0, %2, %2\n\tvpaddw %1, %3, %3"
+#define ONES_OPERAND
+#define FIRST_SUM(start) (uint16_t)(start)
 
 /* Adds the two halves of each row's sum, modulo 2^16. */
 static inline __m256i score(__m256i sums, __m256i threshold) {
     __m256i both = _mm256_add_epi16(sums, _mm256_srli_epi32(sums, 16));
     return _mm256_and_si256(_mm256_sub_epi16(both, threshold), _mm256_set1_epi32(0xFFFF));
 }
+static inline __m256i is_miss(__m256i scores, __m256i cap) { return _mm256_cmpgt_epi32(scores, cap); }
 
-static inline uint32_t miss_bits(__m256i scores, __m256i caps) {
-    return (uint32_t)_mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(scores, caps)));
-}
+#endif
+
+static inline uint32_t sign_bits8(__m256i lanes) { return (uint32_t)_mm256_movemask_ps(_mm256_castsi256_ps(lanes)); }
+
+/* Twelve accumulators, two row vectors and two products are the sixteen registers. In one asm
+ * statement, because GCC otherwise moves accumulators to memory and back. */
+#define EACH_COLUMN(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5)
+#define ACCUMULATE(c)                                                                                \
+    if (c < columns)                                                                                 \
+        asm("vpbroadcastd %6, %1\n\tvpmaddubsw %1, %4, %0\n\tvpmaddubsw %1, %5, %1\n\t" ADD_PRODUCTS_TO_SUMS \
+        : "=&x"(product0), "=&x"(product1), "+x"(low##c), "+x"(high##c)                              \
+        : "x"(row0), "x"(row1), "m"(*(const int32_t *)(panel + c * 4)) ONES_OPERAND);
+#define START(c) __m256i low##c = _mm256_set1_epi32(FIRST_SUM(starts[c])), high##c = low##c;
+#define FINISH(c)                                                                                    \
+    if (c < columns) {                                                                               \
+    low##c = score(low##c, threshold0), high##c = score(high##c, threshold1);                        \
+    all_miss = _mm256_and_si256(all_miss, _mm256_and_si256(is_miss(low##c, cap0), is_miss(high##c, cap1))); \
+    }
+#define STORE(c)                                                                                     \
+    if (c < columns) {                                                                               \
+    hits[c] = ~(sign_bits8(is_miss(low##c, cap0)) | sign_bits8(is_miss(high##c, cap1)) << 8) & 0xFFFF; \
+    _mm256_store_si256((__m256i *)out[c], low##c), _mm256_store_si256((__m256i *)(out[c] + 8), high##c); \
+    }
 
 /* Compiled for panels with 2, 4 and 6 columns in use. */
 static inline __attribute__((always_inline)) int score_columns(SCORE_BLOCK_ARGUMENTS) {
@@ -109,12 +126,12 @@ static inline __attribute__((always_inline)) int score_columns(SCORE_BLOCK_ARGUM
         __builtin_prefetch(rows + block_size); /* the next block */
         EACH_COLUMN(ACCUMULATE)
     }
-    const __m256i *thresholds_ = (const __m256i *)thresholds, *caps_ = (const __m256i *)caps;
+    const __m256i *thresholds_ = (const __m256i *)thresholds, *caps_ = (const __m256i *)(WRAPS ? caps : thresholds);
     __m256i threshold0 = _mm256_loadu_si256(thresholds_), threshold1 = _mm256_loadu_si256(thresholds_ + 1);
     __m256i cap0 = _mm256_loadu_si256(caps_), cap1 = _mm256_loadu_si256(caps_ + 1);
     __m256i all_miss = _mm256_set1_epi32(-1);
     EACH_COLUMN(FINISH)
-    if (_mm256_movemask_ps(_mm256_castsi256_ps(all_miss)) == 0xFF) return 0;
+    if (sign_bits8(all_miss) == 0xFF) return 0;
     for (int c = 0; c < COLUMNS; c++) hits[c] = 0;
     EACH_COLUMN(STORE)
     return 1;

@@ -145,7 +145,7 @@ static inline void add_waiting(search *s, query_state *q, int32_t score, int64_t
     q->waiting[q->n_waiting++] = (waiting_row){score, (int32_t)position};
 }
 
-/* The score of a row of a block, in 32 bits on all instruction sets. */
+/* The score of a row of a block. */
 static int32_t plain_score(const skivfpq_lists *l, int64_t block, int r, const int8_t *point, int32_t sum) {
     const uint8_t *codes = l->codes + block * l->units * 64 + r * 4;
     int32_t score = -128 * sum - l->terms[block * BLOCK + r];
@@ -165,7 +165,7 @@ static void set_first_thresholds(search *s, int64_t list, const int32_t *queries
     for (int c = 0; c < n; c++) {
         query_point *q = &s->states[queries[c]].point;
         const int32_t *scores = s->scores + c * places;
-        if (!span_fits(q) || count_from(scores, places, 1 - ABSENT) < s->k) continue;
+        if (count_from(scores, places, 1 - ABSENT) < s->k) continue;
         set_threshold(l, q, highest_key(l, q, kth_score(scores, places, s->k)));
     }
 }
@@ -200,19 +200,17 @@ static int is_zero(const double *query, int64_t d) {
 static void scan_panel(search *s, int64_t list, const int32_t *queries, int n) {
     const skivfpq_lists *l = s->lists;
     int32_t out[COLUMNS][BLOCK] __attribute__((aligned(64)));
-    int32_t starts[COLUMNS], thresholds[COLUMNS], caps[BLOCK], cap = 0;
+    int32_t starts[COLUMNS], thresholds[COLUMNS];
     uint16_t hits[HITS] = {0};
     query_state *states[COLUMNS];
     for (int c = 0; c < COLUMNS; c++) starts[c] = INT32_MIN / 2;
     for (int c = 0; c < n; c++) {
         states[c] = s->states + queries[c];
         thresholds[c] = states[c]->point.threshold, starts[c] = -128 * states[c]->point.sum - thresholds[c];
-        cap = states[c]->point.cap > cap ? states[c]->point.cap : cap;
     }
-    for (int r = 0; r < BLOCK; r++) caps[r] = cap;
     for (int64_t b = l->blocks[list]; b < l->blocks[list + 1]; b++) {
         const int32_t *terms = l->terms + b * BLOCK;
-        if (!score_block(l->codes + b * l->units * 64, s->panel, starts, l->units, n, terms, caps, out, hits)) continue;
+        if (!score_block(l->codes + b * l->units * 64, s->panel, starts, l->units, n, terms, NULL, out, hits)) continue;
         int64_t first = l->offsets[list] + (b - l->blocks[list]) * BLOCK;
         for (int four = 0; four < n; four += 4)
             for (uint64_t left = hits_of_four(hits + four, n - four); left; left &= left - 1) {
@@ -220,8 +218,6 @@ static void scan_panel(search *s, int64_t list, const int32_t *queries, int n) {
                 query_state *q = states[c];
                 if (terms[r] == ABSENT) continue;
                 int32_t score = out[c][r] + thresholds[c];
-                if (WRAPS && (double)cap + thresholds[c] + q->point.reach > SPAN)
-                    score = plain_score(l, b, r, s->points + queries[c] * l->units * 4, q->point.sum);
                 if (score >= q->point.threshold) add_waiting(s, q, score, first + r);
             }
         for (int c = 0; c < n; c++)
