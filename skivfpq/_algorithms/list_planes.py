@@ -58,14 +58,8 @@ class ListPlanes:
         """The planes in which only allowed rows, a mask over positions, are found."""
         terms = self.terms.copy()
         terms.reshape(-1)[_places(self.offsets, self.blocks)[~allowed]] = ABSENT
-        kept = allowed[self.strays]
-        lists = np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.stray_offsets))[kept]
-        return replace(
-            self,
-            terms=terms,
-            strays=self.strays[kept],
-            stray_offsets=_bounds(lists, len(self.offsets) - 1),
-        )
+        strays = self.strays[allowed[self.strays]]
+        return replace(self, terms=terms, strays=strays, stray_offsets=np.searchsorted(strays, self.offsets))
 
     def search(self, queries, probes, k, n_threads):
         """The k nearest rows of each query in the lists that it probes, (n_queries, n_probes), -1 for none.
@@ -73,17 +67,11 @@ class ListPlanes:
         Returns keys and positions, (n_queries, k), and the numbers of the queries that it cannot serve.
         """
         probes = np.ascontiguousarray(probes, dtype=np.int32)
-        keys = np.empty((len(queries), k))
-        positions = np.empty((len(queries), k), dtype=np.int64)
-        unserved = np.empty(len(queries), dtype=np.uint8)
 
-        def search(rows):
-            return _kernels.native.search_lists(
-                self.packed, queries[rows], probes[rows], keys[rows], positions[rows], unserved[rows]
-            )
+        def search(some, *out):
+            return _kernels.native.search_lists(self.packed, queries[some], probes[some], *out)
 
-        n_left = _over_queries(search, len(queries), k, n_threads)
-        return keys, positions, np.flatnonzero(unserved) if n_left else NONE
+        return _over_queries(search, len(queries), k, n_threads)
 
 
 class CenterPlanes:
@@ -103,20 +91,16 @@ class CenterPlanes:
 
     def search(self, row_planes, queries, k, n_probes, n_threads):
         """The k nearest rows of each query in its n_probes nearest lists, as ``ListPlanes.search``."""
-        keys = np.empty((len(queries), k))
-        positions = np.empty((len(queries), k), dtype=np.int64)
-        unserved = np.empty(len(queries), dtype=np.uint8)
-        if self.planes is None:
-            return keys, positions, np.arange(len(queries))
-        centers, packed = self.planes.packed, row_planes.packed
 
-        def search(rows):
+        def search(some, keys, positions, unserved):
+            if self.planes is None:
+                unserved[:] = 1
+                return len(unserved)
             return _kernels.native.search_index(
-                centers, packed, queries[rows], n_probes, keys[rows], positions[rows], unserved[rows]
+                self.planes.packed, row_planes.packed, queries[some], n_probes, keys, positions, unserved
             )
 
-        n_left = _over_queries(search, len(queries), k, n_threads)
-        return keys, positions, np.flatnonzero(unserved) if n_left else NONE
+        return _over_queries(search, len(queries), k, n_threads)
 
     def ranked(self, queries, n_threads):
         """All lists, nearest first, (n_queries, n_lists)."""
@@ -127,15 +111,23 @@ class CenterPlanes:
 
 
 def _over_queries(search, n_queries, k, n_threads):
-    """Call search(slice of the queries) over threads; the sum of what it returns."""
+    """Keys and positions (n_queries, k), and the numbers of queries not served, part by part over threads.
+
+    search : function (slice of the queries, their keys, positions, unserved: OUT) -> how many not served
+    """
+    keys, positions = np.empty((n_queries, k)), np.empty((n_queries, k), dtype=np.int64)
+    unserved, n_unserved = np.empty(n_queries, dtype=np.uint8), []
+
+    def part(some):
+        n_unserved.append(search(some, keys[some], positions[some], unserved[some]))
+
     most = max(1, min(QUERIES_PER_TASK, SCRATCH_BYTES // (32 * k + 1024)))  # 2 k wait, k are found
     if n_threads == 1 or n_queries < FEW_QUERIES:
-        parts = range(0, n_queries, most)
-        return sum([search(slice(start, min(start + most, n_queries))) for start in parts])
-    found = []
-    n_tasks = max(n_threads, -(-n_queries // most))
-    blocks.run_tasks(lambda rows: found.append(search(rows)), n_queries, n_tasks, n_threads, multiple=1)
-    return sum(found)
+        for start in range(0, n_queries, most):
+            part(slice(start, min(start + most, n_queries)))
+    else:
+        blocks.run_tasks(part, n_queries, max(n_threads, -(-n_queries // most)), n_threads, multiple=1)
+    return keys, positions, np.flatnonzero(unserved) if sum(n_unserved) else NONE
 
 
 def instruction_set():
@@ -196,7 +188,7 @@ def pack_lists(metric, vectors, offsets, ids, n_threads=1):
         first_blocks,
         terms.reshape(-1, BLOCK),
         strays,
-        _bounds(np.searchsorted(offsets, strays, side="right") - 1, len(offsets) - 1),
+        np.searchsorted(strays, offsets),
         quantizer.origin,
         quantizer.scale,
         query_scale,
@@ -310,8 +302,3 @@ def _places(offsets, first_blocks):
     """Where each position stands in the blocks, (n_rows,), as a number of places."""
     shifts = BLOCK * first_blocks[:-1] - offsets[:-1]
     return np.arange(offsets[-1]) + np.repeat(shifts, np.diff(offsets))
-
-
-def _bounds(lists, n_lists):
-    """Where each list starts among sorted list numbers, (n_lists + 1,)."""
-    return np.searchsorted(lists, np.arange(n_lists + 1)).astype(np.int64)

@@ -6,6 +6,7 @@
 
 #include "fine_points.h"
 #include "queries.h"
+#include "select.h"
 
 typedef struct {
     double nearness; /* the distance by fine points, or minus the product */
@@ -27,25 +28,7 @@ static inline int is_nearer(candidate a, candidate b) {
     return a.nearness < b.nearness || (a.nearness == b.nearness && a.list < b.list);
 }
 
-/* Brings the n nearest to the front (Hoare's selection). */
-static void select_nearest(candidate *all, int64_t n_all, int64_t n) {
-    int64_t first = 0, last = n_all - 1;
-    while (first < last) {
-        candidate pivot = all[first + (last - first) / 2];
-        int64_t i = first, j = last;
-        while (i <= j) {
-            while (is_nearer(all[i], pivot)) i++;
-            while (is_nearer(pivot, all[j])) j--;
-            if (i <= j) {
-                candidate other = all[i];
-                all[i++] = all[j], all[j--] = other;
-            }
-        }
-        if (n - 1 <= j) last = j;
-        else if (n - 1 >= i) first = i;
-        else return;
-    }
-}
+SELECT(select_nearest, candidate, is_nearer)
 
 /* Nearness of the lists of n candidates by fine points; returns how wrong any may be. */
 static double measure(probing *p, int64_t n) {
@@ -76,7 +59,8 @@ static double measure(probing *p, int64_t n) {
         }
     }
     longest = sqrt(longest);
-    if (is_product) return length * most + error * (longest + most) + LARGEST_SUM_ERROR * (reach + (length + error) * longest) + TINY;
+    double sum_error = LARGEST_SUM_ERROR * (reach + (length + error) * longest);
+    if (is_product) return length * most + error * (longest + most) + sum_error + TINY;
     return (most + error) * (1 + ROUNDING) + 1e-6 * (length + longest) + TINY; /* roots of cancelled squares */
 }
 

@@ -7,6 +7,7 @@
 #include "search.h"
 
 #include "queries.h"
+#include "select.h"
 
 #define EXTRA 64       /* rows that wait beyond 2 k */
 #define AHEAD 4        /* rows fetched before they are needed */
@@ -77,25 +78,8 @@ static void evaluate(search *s, query_state *q, int64_t position) {
 
 /* ---- rows that wait */
 
-/* Brings the n best scores to the front (Hoare's selection). */
-static void select_best(waiting_row *rows, int64_t n_rows, int64_t n) {
-    int64_t first = 0, last = n_rows - 1;
-    while (first < last) {
-        int32_t pivot = rows[first + (last - first) / 2].score;
-        int64_t i = first, j = last;
-        while (i <= j) {
-            while (rows[i].score > pivot) i++;
-            while (rows[j].score < pivot) j--;
-            if (i <= j) {
-                waiting_row row = rows[i];
-                rows[i++] = rows[j], rows[j--] = row;
-            }
-        }
-        if (n - 1 <= j) last = j;
-        else if (n - 1 >= i) first = i;
-        else return;
-    }
-}
+#define IS_BETTER(a, b) ((a).score > (b).score)
+SELECT(select_best, waiting_row, IS_BETTER)
 
 /* Evaluates the rows from..to that may still win. */
 static void evaluate_waiting(search *s, query_state *q, int64_t from, int64_t to) {
