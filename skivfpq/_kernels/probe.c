@@ -94,7 +94,7 @@ static int64_t gather(probing *p, int c, const int32_t *scores) {
     int32_t least = -ABSENT + 1;
     if (p->n_probes < n_scored) {
         q->threshold = INT32_MIN;
-        if (!set_threshold(l, q, highest_key(l, q, kth_score(scores, places, p->n_probes)))) return 0;
+        if (!set_threshold(q, highest_key(q, kth_score(scores, places, p->n_probes)))) return 0;
         least = q->threshold > least ? q->threshold : least;
     }
     for (int64_t i = 0; i < places; i += BLOCK) {

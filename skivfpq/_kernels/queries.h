@@ -1,4 +1,4 @@
-/* Queries against int8 points of rows: what a score says of a key, and exact keys.
+/* Queries against int8 points of rows: what a score says of a key.
  *
  * Rows and queries are known by int8 points, x = o + s a + e with |e| <= E and q = o + t b + f. By the triangle
  * inequality a row can only be as near as a distance u when |s a - t b| <= u + E + |f|, that is when its score
@@ -10,34 +10,10 @@
 #ifndef SKIVFPQ_QUERIES_H
 #define SKIVFPQ_QUERIES_H
 
-#include "search.h"
+#include "keys.h"
 
 #define EXACT_SCORES
-#include "differences.h"
 #include "score_block.h"
-
-#include <math.h>
-#include <string.h>
-
-#define ROUNDING 1e-9  /* more than float64 sums of 1e6 terms are off by, relatively */
-#define TINY 1e-150    /* squares below its own may be lost; what is compared is a distance, or a product of lengths */
-#define LARGEST_SCORE 4.1e8 /* of thresholds, and no score is lower: none overflows 32 bits, absent rows never hit */
-#define LARGEST_SUM_ERROR 1e-11 /* of sums of 16384 products, relatively to those of their sizes */
-
-/* The next bytes of some memory, at a line of the cache; only counted where there is none yet. */
-static inline void *take(char *memory, int64_t *used, int64_t size) {
-    char *start = memory ? memory + *used : NULL;
-    *used += (size + 63) / 64 * 64;
-    return start;
-}
-
-/* What is known of a query. */
-typedef struct {
-    double base, unit, slack; /* |s a - t b|^2 = base - unit v; slack = E + |f|. Or q.x = base + unit v, up to slack */
-    int32_t sum;         /* of b */
-    int32_t reach;       /* no score is below -reach */
-    int32_t threshold;   /* rows of lower scores cannot win */
-} query_point;
 
 /* Sums of a quantized vector. */
 typedef struct {
@@ -72,13 +48,6 @@ static query_sums round_query(const double *values, int64_t d, double scale, int
     return all;
 }
 
-/* A query as float64. */
-static void load_query(const skivfpq_queries *all, int64_t number, int64_t d, double *query) {
-    const float *x32 = (const float *)all->values + number * d;
-    if (all->is_f64) memcpy(query, (const double *)all->values + number * d, sizeof(double) * d);
-    else for (int64_t j = 0; j < d; j++) query[j] = x32[j];
-}
-
 /* The int8 point of a query, (4 units,), and what its scores mean. Values beyond the scale are cut off: the bound
  * knows. */
 static void set_query(const skivfpq_lists *l, const double *query, int8_t *point, query_point *q) {
@@ -96,7 +65,7 @@ static void set_query(const skivfpq_lists *l, const double *query, int8_t *point
     query_sums sums = round_query(values, l->d, scale, point);
     double length = sqrt(sums.sq_length) * (1 + ROUNDING) + TINY;
     double error = sqrt(sums.sq_error) * (1 + ROUNDING) + 1e-15 * length + TINY;
-    q->sum = (int32_t)sums.sum;
+    q->metric = l->metric, q->is_linear = is_product, q->sum = (int32_t)sums.sum;
     if (is_product) {
         q->base = at_origin, q->unit = l->scale * scale;
         q->slack = (l->longest * error + length * l->error) * (1 + ROUNDING);
@@ -108,27 +77,6 @@ static void set_query(const skivfpq_lists *l, const double *query, int8_t *point
     double farthest = l->longest + scale * sqrt((double)sums.sq_norm);
     q->reach = (int32_t)fmin(farthest * farthest / q->unit + (is_product ? 4 : 4 - q->base / q->unit), LARGEST_SCORE);
     q->threshold = INT32_MIN;
-}
-
-/* Rows of greater keys cannot win: raises the threshold. Returns 0 where that does not fit. */
-static int set_threshold(const skivfpq_lists *l, query_point *q, double key) {
-    double low;
-    if (l->metric == BY_PRODUCT) low = (-key - q->slack - q->base) / q->unit;
-    else {
-        double distance = sqrt(l->metric == BY_COSINE ? 2 * key : key) * (1 + ROUNDING) + TINY;
-        double radius = distance + q->slack;
-        low = (q->base - radius * radius) / q->unit;
-    }
-    if (!(fabs(low) < LARGEST_SCORE)) return 0;
-    if ((int32_t)floor(low) - 1 > q->threshold) q->threshold = (int32_t)floor(low) - 1;
-    return 1;
-}
-
-/* No row of this score has a greater key. */
-static double highest_key(const skivfpq_lists *l, const query_point *q, int32_t score) {
-    if (l->metric == BY_PRODUCT) return -(q->base + q->unit * score - q->slack);
-    double distance = sqrt(fmax(q->base - q->unit * ((double)score - 1), 0)) * (1 + ROUNDING) + q->slack;
-    return (l->metric == BY_COSINE ? distance * distance / 2 : distance * distance) * (1 + ROUNDING);
 }
 
 /* Points (4 units,) of up to COLUMNS queries, side by side. */
@@ -185,76 +133,6 @@ static int32_t kth_score(const int32_t *scores, int64_t n, int64_t k) {
         if (count >= k && count <= k + k / 8) break;
     }
     return low;
-}
-
-/* ---- exact keys */
-
-static double half_to_double(uint16_t half) {
-    uint32_t bits = (uint32_t)(half & 0x7FFF) << 13;
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    value *= 0x1p112f; /* the exponents' biases: 127 - 15; exact, subnormal ones too */
-    return half & 0x8000 ? -value : value;
-}
-
-/* A row as float64. */
-static void load_row(const skivfpq_lists *l, int64_t position, double *row) {
-    int64_t first = position * l->d;
-    switch (l->kind) {
-    case FLOAT64: memcpy(row, (const double *)l->vectors + first, sizeof(double) * l->d); break;
-    case FLOAT32: for (int64_t j = 0; j < l->d; j++) row[j] = ((const float *)l->vectors)[first + j]; break;
-    case FLOAT16: for (int64_t j = 0; j < l->d; j++) row[j] = half_to_double(((const uint16_t *)l->vectors)[first + j]); break;
-    case INT8: for (int64_t j = 0; j < l->d; j++) row[j] = ((const int8_t *)l->vectors)[first + j]; break;
-    default: for (int64_t j = 0; j < l->d; j++) row[j] = ((const uint8_t *)l->vectors)[first + j];
-    }
-}
-
-/* The sum of n terms, in NumPy's order (differences.h). */
-static double sum_in_order(const double *terms, int64_t n) {
-    if (n > 128) {
-        int64_t half = n / 2 - (n / 2) % 8;
-        return sum_in_order(terms, half) + sum_in_order(terms + half, n - half);
-    }
-    double sums[8] = {-0.0, -0.0, -0.0, -0.0, -0.0, -0.0, -0.0, -0.0}, sum = -0.0;
-    int64_t j = 0;
-    for (; j < n - n % 8; j++) sums[j % 8] += terms[j];
-    if (n >= 8) sum = ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
-    for (; j < n; j++) sum += terms[j];
-    return sum;
-}
-
-static double product_key(const double *query, double *row, int64_t d) {
-    for (int64_t j = 0; j < d; j++) row[j] *= query[j];
-    return -sum_in_order(row, d);
-}
-
-/* Between a unit query and a row brought to length one, as reference.unit_rows does; 1 for a row of zeros. */
-static double cosine_key(const double *query, double *row, int64_t d) {
-    double largest = 0, squares[d];
-    int exponent;
-    for (int64_t j = 0; j < d; j++) largest = fmax(largest, fabs(row[j]));
-    if (largest == 0) return 1;
-    frexp(largest, &exponent);
-    for (int64_t j = 0; j < d; j++) row[j] = ldexp(row[j], -exponent), squares[j] = row[j] * row[j];
-    double norm = sqrt(sum_in_order(squares, d));
-    for (int64_t j = 0; j < d; j++) row[j] /= norm;
-    return sq_distance(row, 1, 0, query, d) / 2;
-}
-
-/* row: (d,) scratch */
-static double exact_key(const skivfpq_lists *l, const double *query, int64_t position, double *row) {
-    if (l->metric == BY_DISTANCE && l->kind <= FLOAT32)
-        return sq_distance(l->vectors, l->kind == FLOAT64, position, query, l->d);
-    load_row(l, position, row);
-    if (l->metric == BY_DISTANCE) return sq_distance(row, 1, 0, query, l->d);
-    return l->metric == BY_COSINE ? cosine_key(query, row, l->d) : product_key(query, row, l->d);
-}
-
-static inline void fetch_row(const skivfpq_lists *l, int64_t position) {
-    static const int sizes[] = {8, 4, 2, 1, 1};
-    int64_t size = l->d * sizes[l->kind];
-    const char *row = (const char *)l->vectors + position * size;
-    for (int64_t byte = 0; byte < size; byte += 64) __builtin_prefetch(row + byte);
 }
 
 #endif

@@ -1,40 +1,14 @@
 /* The certified search: exact neighbours in the lists that queries probe, most rows being excluded by a bound
- * on 8-bit products (queries.h), the few others evaluated in float64.
- *
- * A query has two sets: rows that wait, known by their score, and up to k rows found, known exactly. The k-th best
- * of either bounds what can still win: the threshold. Where rows wait in vain for a better threshold, in dense or
- * duplicated regions, they are evaluated, which leaves k of them. */
+ * on 8-bit products (queries.h), the few others evaluated in float64. */
 #include "search.h"
 
+#include "candidates.h"
 #include "queries.h"
-#include "select.h"
 
-#define EXTRA 64       /* rows that wait beyond 2 k */
-#define AHEAD 4        /* rows fetched before they are needed */
-#define FETCHED 32     /* at once */
 #define FIRST_BLOCKS 64 /* of the nearest list, whose scores give the first threshold */
 
 typedef struct {
-    int32_t score, position;
-} waiting_row;
-
-typedef struct {
-    double key;
-    int32_t id, position;
-} found_row;
-
-/* The two sets of a query. */
-typedef struct {
-    query_point point;
-    int32_t n_waiting, n_found;
-    waiting_row *waiting; /* (capacity,) */
-    found_row *found;    /* (k,) a heap, the farthest on top */
-} query_state;
-
-typedef struct {
-    const skivfpq_lists *lists;
-    const skivfpq_queries *queries;
-    int64_t k, capacity;
+    ranking rank;
     query_state *states;
     waiting_row *waiting; /* (n_queries, capacity) */
     found_row *found;    /* (n_queries, k) */
@@ -43,91 +17,7 @@ typedef struct {
     int32_t *scores;     /* (COLUMNS, places of FIRST_BLOCKS) */
     int64_t *starts;     /* (n_lists + 2,) */
     int32_t *order;      /* (n_queries * n_probes,) */
-    double *query, *row; /* (d,) of the query that rows are evaluated for */
 } search;
-
-/* ---- rows found: a heap, the farthest on top */
-
-static inline int is_farther(found_row a, found_row b) { return a.key > b.key || (a.key == b.key && a.id > b.id); }
-
-/* Lets a row sink from a place of the heap. */
-static void sink(found_row *heap, int64_t n, int64_t place, found_row row) {
-    for (int64_t child = 2 * place + 1; child < n; child = 2 * place + 1) {
-        if (child + 1 < n && is_farther(heap[child + 1], heap[child])) child++;
-        if (!is_farther(heap[child], row)) break;
-        heap[place] = heap[child], place = child;
-    }
-    heap[place] = row;
-}
-
-static void rise(found_row *heap, int64_t place, found_row row) {
-    for (int64_t parent = (place - 1) / 2; place > 0 && is_farther(row, heap[parent]); parent = (place - 1) / 2)
-        heap[place] = heap[parent], place = parent;
-    heap[place] = row;
-}
-
-static void evaluate(search *s, query_state *q, int64_t position) {
-    found_row row = {exact_key(s->lists, s->query, position, s->row), s->lists->ids[position], (int32_t)position};
-    if (q->n_found < s->k) {
-        rise(q->found, q->n_found, row);
-        if (++q->n_found < s->k) return;
-    } else if (is_farther(q->found[0], row)) sink(q->found, s->k, 0, row);
-    else return;
-    set_threshold(s->lists, &q->point, q->found[0].key);
-}
-
-/* ---- rows that wait */
-
-#define IS_BETTER(a, b) ((a).score > (b).score)
-SELECT(select_best, waiting_row, IS_BETTER)
-
-/* Evaluates the rows from..to that may still win. */
-static void evaluate_waiting(search *s, query_state *q, int64_t from, int64_t to) {
-    for (int64_t i = from; i < to; i++) {
-        if (i + AHEAD < to && q->waiting[i + AHEAD].score >= q->point.threshold)
-            fetch_row(s->lists, q->waiting[i + AHEAD].position);
-        if (q->waiting[i].score >= q->point.threshold) evaluate(s, q, q->waiting[i].position);
-    }
-}
-
-/* Brings the k best that wait to the front, and their rows nearer. */
-static void prepare(search *s, query_state *q) {
-    int64_t n_best = q->n_waiting < s->k ? q->n_waiting : s->k;
-    select_best(q->waiting, q->n_waiting, n_best);
-    for (int64_t i = 0; i < n_best && i < FETCHED; i++) fetch_row(s->lists, q->waiting[i].position);
-}
-
-/* Evaluates all that wait, prepared. */
-static void settle(search *s, query_state *q) {
-    load_query(s->queries, q - s->states, s->lists->d, s->query);
-    int64_t n_best = q->n_waiting < s->k ? q->n_waiting : s->k;
-    evaluate_waiting(s, q, 0, n_best);
-    evaluate_waiting(s, q, n_best, q->n_waiting);
-    q->n_waiting = 0;
-}
-
-/* Drops rows that cannot win any more; evaluates all where those are too few. */
-static void make_room(search *s, query_state *q) {
-    if (q->n_waiting >= s->k) {
-        int32_t kth = INT32_MAX;
-        select_best(q->waiting, q->n_waiting, s->k);
-        for (int64_t i = 0; i < s->k; i++) kth = q->waiting[i].score < kth ? q->waiting[i].score : kth;
-        set_threshold(s->lists, &q->point, highest_key(s->lists, &q->point, kth));
-    }
-    int32_t n = 0;
-    for (int64_t i = 0; i < q->n_waiting; i++)
-        if (q->waiting[i].score >= q->point.threshold) q->waiting[n++] = q->waiting[i];
-    q->n_waiting = n;
-    if (n > s->capacity - EXTRA / 2) prepare(s, q), settle(s, q);
-}
-
-static inline void add_waiting(search *s, query_state *q, int32_t score, int64_t position) {
-    if (q->n_waiting == s->capacity) {
-        make_room(s, q);
-        if (score < q->point.threshold) return;
-    }
-    q->waiting[q->n_waiting++] = (waiting_row){score, (int32_t)position};
-}
 
 /* The score of a row of a block. */
 static int32_t plain_score(const skivfpq_lists *l, int64_t block, int r, const int8_t *point, int32_t sum) {
@@ -140,7 +30,7 @@ static int32_t plain_score(const skivfpq_lists *l, int64_t block, int r, const i
 
 /* Thresholds to start with: the k-th best of the nearest list, or of the first of its rows. queries: their numbers. */
 static void set_first_thresholds(search *s, int64_t list, const int32_t *queries, int n) {
-    const skivfpq_lists *l = s->lists;
+    const skivfpq_lists *l = s->rank.lists;
     int64_t first = l->blocks[list], n_blocks = l->blocks[list + 1] - first, places;
     const query_point *points[COLUMNS];
     n_blocks = n_blocks < FIRST_BLOCKS ? n_blocks : FIRST_BLOCKS, places = n_blocks * BLOCK;
@@ -149,26 +39,26 @@ static void set_first_thresholds(search *s, int64_t list, const int32_t *queries
     for (int c = 0; c < n; c++) {
         query_point *q = &s->states[queries[c]].point;
         const int32_t *scores = s->scores + c * places;
-        if (count_from(scores, places, 1 - ABSENT) < s->k) continue;
-        set_threshold(l, q, highest_key(l, q, kth_score(scores, places, s->k)));
+        if (count_from(scores, places, 1 - ABSENT) < s->rank.k) continue;
+        set_threshold(q, highest_key(q, kth_score(scores, places, s->rank.k)));
     }
 }
 
 /* Where that list cannot tell: the worst of the first k rows of the nearest lists. */
 static int set_any_threshold(search *s, int64_t query, const int32_t *probes, int64_t n_probes) {
-    const skivfpq_lists *l = s->lists;
+    const skivfpq_lists *l = s->rank.lists;
     query_state *q = s->states + query;
     const int8_t *point = s->points + query * l->units * 4;
     int32_t kth = INT32_MAX;
     int64_t n = 0;
-    for (int64_t p = 0; p < n_probes && probes[p] >= 0 && n < s->k; p++)
+    for (int64_t p = 0; p < n_probes && probes[p] >= 0 && n < s->rank.k; p++)
         for (int64_t b = l->blocks[probes[p]]; b < l->blocks[probes[p] + 1]; b++)
-            for (int r = 0; r < BLOCK && n < s->k; r++) {
+            for (int r = 0; r < BLOCK && n < s->rank.k; r++) {
                 if (l->terms[b * BLOCK + r] == ABSENT) continue;
                 int32_t score = plain_score(l, b, r, point, q->point.sum);
                 kth = score < kth ? score : kth, n++;
             }
-    return n == s->k && set_threshold(l, &q->point, highest_key(l, &q->point, kth));
+    return n == s->rank.k && set_threshold(&q->point, highest_key(&q->point, kth));
 }
 
 /* Its keys are 1 whatever the rows' points are. */
@@ -182,7 +72,7 @@ static int is_zero(const double *query, int64_t d) {
 
 /* Some queries of a list, whose points are in the panel, against all its rows; queries: their numbers. */
 static void scan_panel(search *s, int64_t list, const int32_t *queries, int n) {
-    const skivfpq_lists *l = s->lists;
+    const skivfpq_lists *l = s->rank.lists;
     int32_t out[COLUMNS][BLOCK] __attribute__((aligned(64)));
     int32_t starts[COLUMNS], thresholds[COLUMNS];
     uint16_t hits[HITS] = {0};
@@ -202,7 +92,7 @@ static void scan_panel(search *s, int64_t list, const int32_t *queries, int n) {
                 query_state *q = states[c];
                 if (terms[r] == ABSENT) continue;
                 int32_t score = out[c][r] + thresholds[c];
-                if (score >= q->point.threshold) add_waiting(s, q, score, first + r);
+                if (score >= q->point.threshold) add_waiting(&s->rank, q, score, first + r);
             }
         for (int c = 0; c < n; c++)
             thresholds[c] = states[c]->point.threshold, starts[c] = -128 * states[c]->point.sum - thresholds[c];
@@ -213,7 +103,7 @@ typedef void scan_function(search *, int64_t list, const int32_t *queries, int n
 
 /* Calls a function with each list and the queries that probe it, some at a time, their points in the panel. */
 static void each_panel(search *s, scan_function *scan) {
-    const skivfpq_lists *l = s->lists;
+    const skivfpq_lists *l = s->rank.lists;
     const int8_t *points[COLUMNS];
     for (int64_t list = 0; list < l->n_lists; list++)
         for (int64_t i = s->starts[list]; i < s->starts[list + 1]; i += COLUMNS) {
@@ -225,22 +115,22 @@ static void each_panel(search *s, scan_function *scan) {
 }
 
 static void evaluate_strays(search *s) {
-    const skivfpq_lists *l = s->lists;
+    const skivfpq_lists *l = s->rank.lists;
     for (int64_t list = 0; list < l->n_lists; list++)
         for (int64_t i = l->stray_offsets[list]; i < l->stray_offsets[list + 1]; i++)
             for (int64_t j = s->starts[list]; j < s->starts[list + 1]; j++) {
-                load_query(s->queries, s->order[j], l->d, s->query);
-                evaluate(s, s->states + s->order[j], l->strays[i]);
+                load_query(s->rank.queries, s->order[j], l->d, s->rank.query);
+                evaluate(&s->rank, s->states + s->order[j], l->strays[i]);
             }
 }
 
 /* The first n_columns of the probes by list: the queries of a list are order[starts[list]..starts[list + 1]]. */
 static void sort_probes(search *s, const int32_t *probes, int64_t n_probes, int64_t n_columns,
                         const uint8_t *unserved) {
-    int64_t n_lists = s->lists->n_lists, *starts = s->starts;
+    int64_t n_lists = s->rank.lists->n_lists, *starts = s->starts;
     memset(starts, 0, sizeof(int64_t) * (n_lists + 2));
 #define EACH_PAIR(DO)                                                                                \
-    for (int64_t i = 0; i < s->queries->n; i++)                                                      \
+    for (int64_t i = 0; i < s->rank.queries->n; i++)                                                      \
         for (int64_t p = 0; p < n_columns && !unserved[i] && probes[i * n_probes + p] >= 0; p++) {   \
             int32_t list = probes[i * n_probes + p];                                                 \
             DO;                                                                                      \
@@ -250,26 +140,18 @@ static void sort_probes(search *s, const int32_t *probes, int64_t n_probes, int6
     EACH_PAIR(s->order[starts[list + 1]++] = (int32_t)i)
 }
 
-/* Takes the rows found, nearest first. */
-static void take_found(search *s, query_state *q, double *keys, int64_t *positions) {
-    for (int64_t n = s->k - 1; n >= 0; n--) {
-        keys[n] = q->found[0].key, positions[n] = q->found[0].position;
-        sink(q->found, n, 0, q->found[n]);
-    }
-}
-
 /* One query, list by list as they come, the nearest first. */
 static void search_one(search *s, const int32_t *probes, int64_t n_probes, uint8_t *unserved) {
-    const skivfpq_lists *l = s->lists;
+    const skivfpq_lists *l = s->rank.lists;
     const int32_t query = 0;
     const int8_t *point = s->points;
     fill_panel(&point, 1, l->units, s->panel);
     if (probes[0] >= 0 && !*unserved) set_first_thresholds(s, probes[0], &query, 1);
     if (s->states->point.threshold == INT32_MIN) *unserved |= !set_any_threshold(s, 0, probes, n_probes);
-    load_query(s->queries, 0, l->d, s->query);
+    load_query(s->rank.queries, 0, l->d, s->rank.query);
     for (int64_t p = 0; p < n_probes && probes[p] >= 0 && !*unserved; p++) {
         for (int64_t i = l->stray_offsets[probes[p]]; i < l->stray_offsets[probes[p] + 1]; i++)
-            evaluate(s, s->states, l->strays[i]);
+            evaluate(&s->rank, s->states, l->strays[i]);
         scan_panel(s, probes[p], &query, 1);
     }
 }
@@ -278,7 +160,7 @@ static void search_one(search *s, const int32_t *probes, int64_t n_probes, uint8
 static void search_many(search *s, const int32_t *probes, int64_t n_probes, uint8_t *unserved) {
     sort_probes(s, probes, n_probes, 1, unserved);
     each_panel(s, set_first_thresholds);
-    for (int64_t i = 0; i < s->queries->n; i++)
+    for (int64_t i = 0; i < s->rank.queries->n; i++)
         if (s->states[i].point.threshold == INT32_MIN)
             unserved[i] |= !set_any_threshold(s, i, probes + i * n_probes, n_probes);
     sort_probes(s, probes, n_probes, n_probes, unserved);
@@ -288,21 +170,21 @@ static void search_many(search *s, const int32_t *probes, int64_t n_probes, uint
 
 /* Evaluates what still waits, and takes what was found. */
 static void finish(search *s, uint8_t *unserved, double *keys, int64_t *positions) {
-    int64_t n = s->queries->n;
-    prepare(s, s->states);
+    int64_t n = s->rank.queries->n;
+    prepare(&s->rank, s->states);
     for (int64_t i = 0; i < n; i++) {
-        if (i + 1 < n) prepare(s, s->states + i + 1); /* its rows come while those of the last are evaluated */
+        if (i + 1 < n) prepare(&s->rank, s->states + i + 1); /* its rows come while those of the last are evaluated */
         if (unserved[i]) continue;
-        settle(s, s->states + i);
-        unserved[i] = s->states[i].n_found < s->k;
-        if (!unserved[i]) take_found(s, s->states + i, keys + i * s->k, positions + i * s->k);
+        settle(&s->rank, s->states + i);
+        unserved[i] = s->states[i].n_found < s->rank.k;
+        if (!unserved[i]) take_found(&s->rank, s->states + i, keys + i * s->rank.k, positions + i * s->rank.k);
     }
 }
 
 int64_t SEARCH_LISTS(const skivfpq_lists *lists, const skivfpq_queries *queries, const int32_t *probes,
                      int64_t n_probes, int64_t k, double *keys, int64_t *positions, uint8_t *unserved, char *scratch) {
     int64_t n = queries->n, width = lists->units * 4, used = 0, capacity = 2 * k + EXTRA;
-    search s = {.lists = lists, .queries = queries, .k = k, .capacity = capacity};
+    search s = {.rank = {.lists = lists, .queries = queries, .k = k, .capacity = capacity}};
     s.states = take(scratch, &used, sizeof(query_state) * n);
     s.waiting = take(scratch, &used, sizeof(waiting_row) * n * capacity);
     s.found = take(scratch, &used, sizeof(found_row) * n * k);
@@ -311,17 +193,17 @@ int64_t SEARCH_LISTS(const skivfpq_lists *lists, const skivfpq_queries *queries,
     s.scores = take(scratch, &used, sizeof(int32_t) * (n < COLUMNS ? n : COLUMNS) * FIRST_BLOCKS * BLOCK);
     s.starts = take(scratch, &used, sizeof(int64_t) * (lists->n_lists + 2));
     s.order = take(scratch, &used, sizeof(int32_t) * n * n_probes);
-    s.query = take(scratch, &used, sizeof(double) * lists->d);
-    s.row = take(scratch, &used, sizeof(double) * lists->d);
+    s.rank.query = take(scratch, &used, sizeof(double) * lists->d);
+    s.rank.row = take(scratch, &used, sizeof(double) * lists->d);
     if (!scratch) return used;
     memset(s.panel, 0, COLUMNS * width);
     begin_scan();
     for (int64_t i = 0; i < n; i++) {
         query_state *q = s.states + i;
-        *q = (query_state){.waiting = s.waiting + i * capacity, .found = s.found + i * k};
-        load_query(queries, i, lists->d, s.query);
-        set_query(lists, s.query, s.points + i * width, &q->point);
-        unserved[i] = lists->metric == BY_COSINE && is_zero(s.query, lists->d);
+        *q = (query_state){.number = (int32_t)i, .waiting = s.waiting + i * capacity, .found = s.found + i * k};
+        load_query(queries, i, lists->d, s.rank.query);
+        set_query(lists, s.rank.query, s.points + i * width, &q->point);
+        unserved[i] = lists->metric == BY_COSINE && is_zero(s.rank.query, lists->d);
     }
     if (n == 1) search_one(&s, probes, n_probes, unserved);
     else search_many(&s, probes, n_probes, unserved);

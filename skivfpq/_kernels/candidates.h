@@ -1,0 +1,130 @@
+/* The candidates of a query: rows that wait, known by their score, and up to k rows found, known exactly. The k-th best
+ * of either bounds what can still win: the threshold. Where rows wait in vain for a better threshold, in dense or
+ * duplicated regions, they are evaluated, which leaves k of them. */
+#ifndef SKIVFPQ_CANDIDATES_H
+#define SKIVFPQ_CANDIDATES_H
+
+#include "keys.h"
+#include "select.h"
+
+#define EXTRA 64   /* rows that wait beyond 2 k */
+#define AHEAD 4    /* rows fetched before they are needed */
+#define FETCHED 32 /* at once */
+
+typedef struct {
+    int32_t score, position;
+} waiting_row;
+
+typedef struct {
+    double key;
+    int32_t id, position;
+} found_row;
+
+/* The two sets of a query. */
+typedef struct {
+    query_point point;
+    int32_t number, n_waiting, n_found;
+    waiting_row *waiting; /* (capacity,) */
+    found_row *found;    /* (k,) a heap, the farthest on top */
+} query_state;
+
+/* What rows are, and how many are to be found of them. */
+typedef struct {
+    const skivfpq_lists *lists;
+    const skivfpq_queries *queries;
+    int64_t k, capacity;
+    double *query, *row; /* (d,) of the query that rows are evaluated for */
+} ranking;
+
+/* ---- rows found: a heap, the farthest on top */
+
+static inline int is_farther(found_row a, found_row b) { return a.key > b.key || (a.key == b.key && a.id > b.id); }
+
+/* Lets a row sink from a place of the heap. */
+static void sink(found_row *heap, int64_t n, int64_t place, found_row row) {
+    for (int64_t child = 2 * place + 1; child < n; child = 2 * place + 1) {
+        if (child + 1 < n && is_farther(heap[child + 1], heap[child])) child++;
+        if (!is_farther(heap[child], row)) break;
+        heap[place] = heap[child], place = child;
+    }
+    heap[place] = row;
+}
+
+static void rise(found_row *heap, int64_t place, found_row row) {
+    for (int64_t parent = (place - 1) / 2; place > 0 && is_farther(row, heap[parent]); parent = (place - 1) / 2)
+        heap[place] = heap[parent], place = parent;
+    heap[place] = row;
+}
+
+static void evaluate(const ranking *by, query_state *q, int64_t position) {
+    found_row row = {exact_key(by->lists, by->query, position, by->row), by->lists->ids[position], (int32_t)position};
+    if (q->n_found < by->k) {
+        rise(q->found, q->n_found, row);
+        if (++q->n_found < by->k) return;
+    } else if (is_farther(q->found[0], row)) sink(q->found, by->k, 0, row);
+    else return;
+    set_threshold(&q->point, q->found[0].key);
+}
+
+/* ---- rows that wait */
+
+#define IS_BETTER(a, b) ((a).score > (b).score)
+SELECT(select_best, waiting_row, IS_BETTER)
+
+/* Evaluates the rows from..to that may still win. */
+static void evaluate_waiting(const ranking *by, query_state *q, int64_t from, int64_t to) {
+    for (int64_t i = from; i < to; i++) {
+        if (i + AHEAD < to && q->waiting[i + AHEAD].score >= q->point.threshold)
+            fetch_row(by->lists, q->waiting[i + AHEAD].position);
+        if (q->waiting[i].score >= q->point.threshold) evaluate(by, q, q->waiting[i].position);
+    }
+}
+
+/* Brings the k best that wait to the front, and their rows nearer. */
+static void prepare(const ranking *by, query_state *q) {
+    int64_t n_best = q->n_waiting < by->k ? q->n_waiting : by->k;
+    select_best(q->waiting, q->n_waiting, n_best);
+    for (int64_t i = 0; i < n_best && i < FETCHED; i++) fetch_row(by->lists, q->waiting[i].position);
+}
+
+/* Evaluates all that wait, prepared. */
+static void settle(const ranking *by, query_state *q) {
+    load_query(by->queries, q->number, by->lists->d, by->query);
+    int64_t n_best = q->n_waiting < by->k ? q->n_waiting : by->k;
+    evaluate_waiting(by, q, 0, n_best);
+    evaluate_waiting(by, q, n_best, q->n_waiting);
+    q->n_waiting = 0;
+}
+
+/* Drops rows that cannot win any more; evaluates all where those are too few. */
+static void make_room(const ranking *by, query_state *q) {
+    if (q->n_waiting >= by->k) {
+        int32_t kth = INT32_MAX;
+        select_best(q->waiting, q->n_waiting, by->k);
+        for (int64_t i = 0; i < by->k; i++) kth = q->waiting[i].score < kth ? q->waiting[i].score : kth;
+        set_threshold(&q->point, highest_key(&q->point, kth));
+    }
+    int32_t n = 0;
+    for (int64_t i = 0; i < q->n_waiting; i++)
+        if (q->waiting[i].score >= q->point.threshold) q->waiting[n++] = q->waiting[i];
+    q->n_waiting = n;
+    if (n > by->capacity - EXTRA / 2) prepare(by, q), settle(by, q);
+}
+
+static inline void add_waiting(const ranking *by, query_state *q, int32_t score, int64_t position) {
+    if (q->n_waiting == by->capacity) {
+        make_room(by, q);
+        if (score < q->point.threshold) return;
+    }
+    q->waiting[q->n_waiting++] = (waiting_row){score, (int32_t)position};
+}
+
+/* Takes the rows found, nearest first. */
+static void take_found(const ranking *by, query_state *q, double *keys, int64_t *positions) {
+    for (int64_t n = by->k - 1; n >= 0; n--) {
+        keys[n] = q->found[0].key, positions[n] = q->found[0].position;
+        sink(q->found, n, 0, q->found[n]);
+    }
+}
+
+#endif
