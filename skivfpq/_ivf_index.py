@@ -12,6 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 from skivfpq._algorithms.blocks import as_float_rows, effective_n_jobs
 from skivfpq._algorithms.inverted_lists import InvertedLists
 from skivfpq._algorithms.ivf import InvertedFile, without_self
+from skivfpq._algorithms.list_codes import Coding
 from skivfpq._algorithms.list_planes import FEW_QUERIES
 from skivfpq._algorithms.planes import nearest_centers
 from skivfpq._algorithms.probes import choose_probes, hold_out, true_neighbors
@@ -318,11 +319,13 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
 
     def _empty_file(self, metric, centers, fine_quantizer, dtype):
         keeps_vectors = fine_quantizer is None or self.refine_factor is not None
+        coding = None
+        if fine_quantizer is not None:
+            coding = Coding.of(metric, centers, fine_quantizer._codebooks, self.by_residual)
         return InvertedFile(
             metric,
             centers,
-            codebooks=None if fine_quantizer is None else fine_quantizer._codebooks,
-            residual=self.by_residual or fine_quantizer is None,
+            coding,
             vectors_dtype=np.dtype(self.vectors_dtype or dtype) if keeps_vectors else None,
             lists=InvertedLists.empty(len(centers)),
         )

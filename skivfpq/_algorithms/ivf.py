@@ -9,12 +9,12 @@ from itertools import pairwise
 
 import numpy as np
 
-from skivfpq._algorithms.codebooks import Codebooks
+from skivfpq._algorithms.codebooks import rotate
 from skivfpq._algorithms.inverted_lists import InvertedLists
-from skivfpq._algorithms.list_planes import CenterPlanes, exact_rows, instruction_set, pack_lists
+from skivfpq._algorithms.list_codes import CodedLists, CodeScan, Coding, ListCodes
+from skivfpq._algorithms.list_planes import CenterPlanes, exact_rows, instruction_set, pack_lists, rank_rows
 from skivfpq._algorithms.planes import nearest_centers
 from skivfpq._algorithms.search import (
-    CodeScan,
     Metric,
     Pool,
     lowest_keys,
@@ -33,14 +33,13 @@ class InvertedFile:
 
     metric: Metric
     centers: np.ndarray  # (n_lists, n_features) float64
-    codebooks: Codebooks | None  # of what the anchors leave of the rows
-    residual: bool  # whether anchors are the centers; else zeros
+    coding: Coding | None  # None for vectors alone
     vectors_dtype: np.dtype | None  # in which vectors are kept; None where only codes are
     lists: InvertedLists
     _packed: dict = field(default_factory=dict, init=False, repr=False)  # instruction set -> planes
 
     def __getstate__(self):
-        return {**self.__dict__, "_packed": {}}  # packed anew from the vectors, for the machine at hand
+        return {**self.__dict__, "_packed": {}}  # packed anew, for the machine at hand
 
     @property
     def keeps_vectors(self):
@@ -48,15 +47,14 @@ class InvertedFile:
         return self.vectors_dtype is not None
 
     @property
-    def anchors(self):
-        """What kept rows are relative to, (n_lists, n_features)."""
-        return self.centers if self.residual else np.zeros_like(self.centers)
+    def codebooks(self):
+        """Codebooks of the coding, or None."""
+        return None if self.coding is None else self.coding.codebooks
 
     @property
-    def origin(self):
-        """What is taken off queries before their tables are made, (n_features,)."""
-        shifts = self.residual and self.metric.is_distance
-        return self.centers.mean(axis=0) if shifts else np.zeros(self.centers.shape[1])
+    def anchors(self):
+        """What kept rows are relative to, (n_lists, n_features)."""
+        return self.centers if self.coding is None else self.coding.anchors
 
     def nearest_list(self, metric_rows, n_threads):
         """The list of each row, (n_rows,) int32."""
@@ -72,59 +70,66 @@ class InvertedFile:
             labels[block], lengths[block], rows = self._file(vectors[block], n_threads)
             for name, array in rows.items():
                 kept.setdefault(name, np.empty((len(vectors), *array.shape[1:]), array.dtype))[block] = array
-        return replace(self, lists=self.lists.append(labels, kept, lengths))
+        return self._with_lists(self._lists_of_rows().append(labels, kept, lengths))
 
     def _file(self, vectors, n_threads):
         """Labels of some rows, their distances to their anchors, and what else is kept of them."""
         rows = self.metric.rows(vectors)  # (n_rows, n_features) float64
         labels = self.nearest_list(rows, n_threads)
-        anchors = self.anchors[labels]
-        if self.codebooks is None:
-            return labels, np.sqrt(np.square(rows - anchors).sum(axis=1)), {}
-        codes = self.codebooks.encode((rows - anchors).astype(self.codebooks.dtype), n_threads)
-        decoded = self.codebooks.decode(codes).astype(np.float64)
-        sq_lengths = np.square(decoded).sum(axis=1)
-        kept = {"codes": codes}
-        if self.metric.is_cosine:
-            kept["inverse_norms"] = self.metric.inverse_norms(
-                (decoded + anchors).astype(self.codebooks.dtype)
-            )
-        elif self.metric.is_distance:
-            kept["row_terms"] = sq_lengths + 2 * (decoded * (anchors - self.origin)).sum(axis=1)
-        return labels, np.sqrt(sq_lengths), kept
+        if self.coding is None:
+            return labels, np.sqrt(np.square(rows - self.centers[labels]).sum(axis=1)), {}
+        kept, lengths = self.coding.encode(rows, labels, n_threads)
+        return labels, lengths, kept
 
     def remove(self, numbers):
         """The file without the rows of these numbers."""
-        return replace(self, lists=self.lists.remove(numbers))
+        return self._with_lists(self._lists_of_rows().remove(numbers))
+
+    def _lists_of_rows(self):
+        """The lists with codes row by row, not as they are kept."""
+        rows = self.lists.rows
+        if "codes" not in rows:
+            return self.lists
+        return replace(self.lists, rows={**rows, "codes": rows["codes"].rows()})
+
+    def _with_lists(self, lists):
+        """The file of such lists."""
+        if "codes" in lists.rows:
+            codes = ListCodes.of(lists.rows["codes"], lists.offsets, self.codebooks.n_codewords)
+            lists = replace(lists, rows={**lists.rows, "codes": codes})
+        return replace(self, lists=lists)
 
     def kept_rows(self, positions):
         """Rows as they are kept: vectors, or decoded codes as the metric sees them."""
         if self.keeps_vectors:
             return self.lists.rows["vectors"][positions]
-        return self.metric.rows(self._decoded(positions)).astype(self.codebooks.dtype)
+        rotation = self.codebooks.rotation
+        decoded = rotate(self._decoded(positions), None if rotation is None else rotation.T)
+        return self.metric.rows(decoded).astype(self.codebooks.dtype)
 
     def _decoded(self, positions):
-        """Anchors plus decoded codes, in the dtype of the codebooks."""
-        decoded = self.codebooks.decode(self.lists.rows["codes"][positions])
-        return (decoded + self.anchors[self.lists.list_of(positions)]).astype(decoded.dtype)
+        """Anchors plus codewords, turned, in the dtype of the codebooks."""
+        numbers = self.lists.list_of(positions)
+        return self.coding.decode(self.lists.rows["codes"].take(positions, numbers), numbers)
 
     # ---- searching
 
     def planes(self, n_threads=1):
-        """int8 points of the centers and, where vectors are searched, of the rows; packed once, here."""
+        """int8 points of the centers, and rows as the kernels search them or None; packed once, here."""
         key = instruction_set()
         if key not in self._packed:
-            rows = None
-            if self.codebooks is None and len(self.lists.ids):
-                vectors, offsets = self.lists.rows["vectors"], self.lists.offsets
-                rows = pack_lists(self.metric, vectors, offsets, self.lists.ids, n_threads)
+            rows, lists = None, self.lists
+            if self.coding is not None:
+                rows = CodedLists.of(self.coding, lists)
+            elif len(lists.ids):
+                rows = pack_lists(self.metric, lists.rows["vectors"], lists.offsets, lists.ids, n_threads)
             self._packed[key] = CenterPlanes(nearness(self.metric), self.centers), rows
         return self._packed[key]
 
     @property
     def nbytes(self):
         """Bytes of everything that is kept for each row, int8 points included."""
-        row_planes = self.planes()[1]
+        row_planes = self.planes()[1] if self.coding is None else None
         return self.lists.nbytes + (0 if row_planes is None else row_planes.nbytes)
 
     def search(self, queries, k, n_probes, refine_factor=None, allowed=None, n_threads=1):
@@ -133,22 +138,54 @@ class InvertedFile:
         queries : (n_queries, n_features) float32 or float64, as the metric sees them
         allowed : (n_rows,) mask over positions, or None for all; at least k of them
         """
-        center_planes, row_planes = self.planes(n_threads)
-        if row_planes is None:
+        if refine_factor is None:
+            keys, positions = self._nearest(queries, k, n_probes, allowed, n_threads)
+        else:
+            keys, positions = self._refined(queries, k, n_probes, refine_factor, allowed, n_threads)
+        return keys, self.lists.ids[positions].astype(np.int64, copy=False)
+
+    def _nearest(self, queries, k, n_probes, allowed, n_threads):
+        """The k nearest rows by the vectors, or by codes where there are: keys and positions, (n_queries, k)."""
+        center_planes, rows = self.planes(n_threads)
+        if rows is None:
             left = np.arange(len(queries))
             keys, positions = np.empty((len(queries), k)), np.empty((len(queries), k), dtype=np.int64)
         else:
-            planes = row_planes if allowed is None else row_planes.allowing(allowed)
-            keys, positions, left = center_planes.search(planes, queries, k, n_probes, n_threads)
+            rows = rows if allowed is None else rows.allowing(allowed)
+            turned = None if self.coding is None else self.coding.turned_queries(queries)
+            keys, positions, left = center_planes.search(rows, queries, k, n_probes, n_threads, turned)
             if len(left):  # lists that hold few rows: more of them
                 probes = self._wider_probes(queries[left], k, n_probes, allowed)
-                keys[left], positions[left], still = planes.search(queries[left], probes, k, n_threads)
+                some = queries[left] if turned is None else turned[left]
+                keys[left], positions[left], still = rows.search(some, probes, k, n_threads)
                 left = left[still]
         for block in self._query_blocks(len(left), k) if len(left) else ():
             numbers = left[block]
             some = queries[numbers].astype(np.float64, copy=False)
-            keys[numbers], positions[numbers] = self._search_block(some, k, n_probes, refine_factor, allowed)
-        return keys, self.lists.ids[positions].astype(np.int64, copy=False)
+            keys[numbers], positions[numbers] = self._search_block(some, k, n_probes, allowed)
+        return keys, positions
+
+    def _refined(self, queries, k, n_probes, refine_factor, allowed, n_threads):
+        """The same by codes, the best refine_factor * k re-ranked by the exact keys of their vectors."""
+        n_rows = len(self.lists.ids) if allowed is None else np.count_nonzero(allowed)
+        n_candidates = int(min(np.ceil(refine_factor * k), n_rows))
+        keys, positions = np.empty((len(queries), k)), np.empty((len(queries), k), dtype=np.int64)
+        for block in row_blocks(len(queries), n_candidates):
+            _, candidates = self._nearest(queries[block], n_candidates, n_probes, allowed, n_threads)
+            keys[block], positions[block] = self._rank(queries[block], candidates, k, n_threads)
+        return keys, positions
+
+    def _rank(self, queries, candidates, k, n_threads):
+        """The k nearest of candidates, positions (n_queries, n_candidates), by their vectors."""
+        vectors, ids = self.lists.rows["vectors"], self.lists.ids
+        found = rank_rows(self.metric, vectors, ids, queries, candidates, k, n_threads)
+        if found is not None:
+            return found
+        numbers = np.repeat(np.arange(len(queries)), candidates.shape[1])
+        exact_keys = self._exact_vector_keys(queries.astype(np.float64, copy=False))
+        keys = exact_keys(numbers, candidates.ravel()).reshape(candidates.shape)
+        order = np.lexsort((ids[candidates], keys), axis=1)[:, :k]
+        return np.take_along_axis(keys, order, 1), np.take_along_axis(candidates, order, 1)
 
     def _wider_probes(self, queries, k, n_probes, allowed):
         """Lists that hold k rows (n_queries, n) int32, the nearest first, -1 for none; of ``probe``."""
@@ -166,14 +203,11 @@ class InvertedFile:
         codewords = 0 if self.codebooks is None else self.codebooks.n_codewords * len(self.codebooks.slices)
         return row_blocks(n_queries, (len(self.centers) + codewords) // 4 + 4 * k)
 
-    def _search_block(self, queries, k, n_probes, refine_factor, allowed):
-        sizes = self._allowed_sizes(allowed)
-        n_candidates = k if refine_factor is None else int(min(np.ceil(refine_factor * k), sizes.sum()))
-        pairs = probe(self.metric, queries, self.centers, n_probes, sizes, n_candidates)
-        pool = Pool(len(queries), n_candidates, self._exact_keys(queries), self.lists.ids)
+    def _search_block(self, queries, k, n_probes, allowed):
+        pairs = probe(self.metric, queries, self.centers, n_probes, self._allowed_sizes(allowed), k)
+        pool = Pool(len(queries), k, self._exact_keys(queries), self.lists.ids)
         search_lists(self._scan(queries, allowed), self.lists.offsets, pairs, pool)
-        keys, positions = pool.nearest()
-        return (keys, positions) if refine_factor is None else self._refine(queries, positions, k)
+        return pool.nearest()
 
     def _allowed_sizes(self, allowed):
         """Rows in each list that may be returned, (n_lists,)."""
@@ -183,7 +217,7 @@ class InvertedFile:
 
     def _scan(self, queries, allowed):
         """The function (list, part of it, query numbers) -> keys, errors, positions for ``search_lists``."""
-        keys_of = self._vector_keys(queries) if self.codebooks is None else self._code_keys(queries)
+        keys_of = self._vector_keys(queries) if self.coding is None else self._code_keys(queries)
         radii = self.lists.radii * (1 + 1e-9)
 
         def scan(number, part, query_numbers):
@@ -204,35 +238,27 @@ class InvertedFile:
         return keys_of
 
     def _code_keys(self, queries):
-        shifted = queries - self.origin
-        tables = self.codebooks.product_tables(shifted)
-        scan = CodeScan(self.metric, queries, tables, row_norms(shifted), self.codebooks.eps)
-        reaches = row_norms(self.anchors) + self.lists.radii
-        codes, anchors = self.lists.rows["codes"], self.anchors
-        row_terms = self.lists.rows.get("row_terms", self.lists.rows.get("inverse_norms"))
+        coding, rows = self.coding, self.lists.rows
+        scan = CodeScan(coding, queries)
+        reaches = row_norms(coding.anchors) + self.lists.radii
 
         def keys_of(number, query_numbers, part, radius):
-            terms = None if row_terms is None else row_terms[part]
-            return scan.keys(query_numbers, anchors[number], codes[part], terms, radius, reaches[number])
+            codes = rows["codes"].of_list(number, part)
+            terms = None if self.metric.is_product else rows["terms"][part]
+            return scan.keys(query_numbers, coding.anchors[number], codes, terms, radius, reaches[number])
 
         return keys_of
 
     def _exact_keys(self, queries):
         """The function (query numbers, positions) -> keys of vectors, or of decoded codes."""
-        if self.codebooks is None:
+        if self.coding is None:
             return self._exact_vector_keys(queries)
-        return pair_keys(self.metric, queries, lambda positions: self.metric.rows(self._decoded(positions)))
+        turned = self.coding.turned(queries)
+        return pair_keys(self.metric, turned, lambda positions: self.metric.rows(self._decoded(positions)))
 
     def _exact_vector_keys(self, queries):
         vectors = self.lists.rows["vectors"]
         return pair_keys(self.metric, queries, lambda positions: self.metric.rows(vectors[positions]))
-
-    def _refine(self, queries, positions, k):
-        """Re-rank candidates (n_queries, n_candidates) by the exact keys of their vectors."""
-        numbers = np.repeat(np.arange(len(queries)), positions.shape[1])
-        keys = self._exact_vector_keys(queries)(numbers, positions.ravel()).reshape(positions.shape)
-        order = np.lexsort((self.lists.ids[positions], keys), axis=1)[:, :k]
-        return np.take_along_axis(keys, order, 1), np.take_along_axis(positions, order, 1)
 
     def search_radius(self, queries, radius, allowed=None):
         """Distances and row numbers of all rows within a radius, a pair of arrays for each query."""
@@ -242,7 +268,7 @@ class InvertedFile:
 
     def _search_radius_block(self, queries, radius, allowed):
         key = self.metric.key_of_radius(radius)
-        if self.metric.is_cosine and self.codebooks is not None:  # decoded rows are renormalised
+        if self.metric.is_cosine and self.coding is not None:  # decoded rows are renormalised
             lowest = np.full((len(queries), len(self.centers)), -np.inf)
         else:
             lowest = lowest_keys(self.metric, queries, self.anchors, self._reach())
@@ -266,7 +292,7 @@ class InvertedFile:
 
     def exact(self, queries, k, n_threads=1):
         """Row numbers (n_queries, k) of the true neighbours: by vectors, or else by all the codes."""
-        if self.codebooks is None or not self.keeps_vectors:
+        if self.coding is None or not self.keeps_vectors:
             return self.search(queries, k, len(self.centers), n_threads=n_threads)[1]
         vectors = self.lists.rows["vectors"]
         _, positions = exact_rows(self.metric, queries, vectors, k, n_threads, self.lists.ids)

@@ -66,12 +66,35 @@ class ListPlanes:
 
         Returns keys and positions, (n_queries, k), and the numbers of the queries that it cannot serve.
         """
-        probes = np.ascontiguousarray(probes, dtype=np.int32)
+        return search_lists(self, queries, probes, k, n_threads)
 
-        def search(some, *out):
-            return _kernels.native.search_lists(self.packed, queries[some], probes[some], *out)
 
-        return _over_queries(search, len(queries), k, n_threads)
+def search_lists(rows, queries, probes, k, n_threads):
+    """``ListPlanes.search`` of any rows that are packed."""
+    probes = np.ascontiguousarray(probes, dtype=np.int32)
+
+    def search(some, *out):
+        return _kernels.native.search_lists(rows.packed, queries[some], probes[some], *out)
+
+    return _over_queries(search, len(queries), k, n_threads)
+
+
+def rank_rows(metric, vectors, ids, queries, candidates, k, n_threads):
+    """The k nearest of each query's candidates, positions (n_queries, n_candidates); None where not served."""
+    if not _can_serve(vectors, ids):
+        return None
+    rows = _kernels.native.PackedRows(kernel_name(metric), vectors, ids)
+
+    def rank(some, keys, positions, unserved):
+        _kernels.native.rank_rows(rows, queries[some], candidates[some], keys, positions)
+        return 0
+
+    return _over_queries(rank, len(queries), k, n_threads)[:2]
+
+
+def kernel_name(metric):
+    """As the kernels call a metric."""
+    return "product" if metric.is_product else "cosine" if metric.is_cosine else "distance"
 
 
 class CenterPlanes:
@@ -89,15 +112,20 @@ class CenterPlanes:
             _kernels.native.pack_fine(centers, self.planes.origin, *fine)
             self.planes = replace(self.planes, fine=fine)
 
-    def search(self, row_planes, queries, k, n_probes, n_threads):
-        """The k nearest rows of each query in its n_probes nearest lists, as ``ListPlanes.search``."""
+    def search(self, rows, queries, k, n_probes, n_threads, turned=None):
+        """The k nearest rows of each query in its n_probes nearest lists, as ``ListPlanes.search``.
+
+        turned : (n_queries, n_features) float64, the queries as codes have them, or None for the same
+        """
 
         def search(some, keys, positions, unserved):
             if self.planes is None:
                 unserved[:] = 1
                 return len(unserved)
+            others = None if turned is None else turned[some]
+            found = keys, positions, unserved
             return _kernels.native.search_index(
-                self.planes.packed, row_planes.packed, queries[some], n_probes, keys, positions, unserved
+                self.planes.packed, rows.packed, queries[some], others, n_probes, *found
             )
 
         return _over_queries(search, len(queries), k, n_threads)
@@ -180,7 +208,7 @@ def pack_lists(metric, vectors, offsets, ids, n_threads=1):
     terms[places[is_stray]] = ABSENT
     strays = np.flatnonzero(is_stray)
     return ListPlanes(
-        "product" if metric.is_product else "cosine" if metric.is_cosine else "distance",
+        kernel_name(metric),
         vectors,
         offsets,
         ids,

@@ -13,7 +13,6 @@ import numpy as np
 
 from skivfpq._kernels import (
     UNDERFLOW,
-    adc_scan,
     is_zero_row,
     row_blocks,
     row_norms,
@@ -271,43 +270,6 @@ def _grouped(queries, lists):
     starts = np.flatnonzero(np.diff(lists, prepend=-1))
     for start, stop in pairwise(np.append(starts, len(lists))):
         yield lists[start], queries[start:stop]
-
-
-@dataclass(frozen=True)
-class CodeScan:
-    """Scans lists of codes by asymmetric distance computation (Jegou et al. 2011, section 3.1).
-
-    A row is x = a + y, a its list's anchor and y decoded. By |q - x|^2 = |q - a|^2 + (|y|^2 + 2 a.y) -
-    2 q.y one table of products q.y for each query serves every list; the bracket is the row term.
-    Data far from zero has an origin o taken off a and q in the row term and in the products.
-    """
-
-    metric: Metric
-    queries: np.ndarray  # (n_queries, n_features) float64, as the metric sees them
-    tables: np.ndarray  # (n_queries, n_subspaces, n_codewords) products of q - o with the codewords
-    lengths: np.ndarray  # (n_queries,) of q - o; o is zero for cosine and inner product
-    eps: float  # relative rounding of decoded rows and of rotated queries
-
-    def keys(self, query_numbers, anchor, codes, row_terms, radius, reach):
-        """Keys (n_queries, n_codes) and bounds (n_queries,) of their errors.
-
-        row_terms : (n_codes,) the bracket; for the cosine 1 / |a + y|; None for the inner product
-        radius, reach : most that a decoded row is away from its anchor, and from zero
-        """
-        queries = self.queries[query_numbers]
-        products = np.empty((len(queries), len(codes)))
-        adc_scan(self.tables, query_numbers, codes, products)
-        slack = 8 * (len(anchor) + 8) * EPS + 8 * self.eps
-        if self.metric.is_distance:
-            sq_distances = np.square(queries - anchor).sum(axis=1)
-            keys = sq_distances[:, None] + row_terms - 2 * products
-            span = np.sqrt(sq_distances) + self.lengths[query_numbers] + radius
-            return keys, slack * span * (span + reach) + UNDERFLOW
-        products += (queries @ anchor)[:, None]
-        errors = slack * self.lengths[query_numbers] * reach + UNDERFLOW
-        if self.metric.is_product:
-            return -products, errors
-        return 1 - products * row_terms, errors * row_terms.max() + slack
 
 
 def lowest_keys(metric, queries, anchors, radii):

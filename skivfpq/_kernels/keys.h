@@ -36,6 +36,13 @@ static void load_query(const skivfpq_queries *all, int64_t number, int64_t d, do
     else for (int64_t j = 0; j < d; j++) query[j] = x32[j];
 }
 
+/* By the cosine all keys are 1 then. */
+static inline int is_zero(const double *query, int64_t d) {
+    for (int64_t j = 0; j < d; j++)
+        if (query[j] != 0) return 0;
+    return 1;
+}
+
 /* Rows of greater keys cannot win: raises the threshold. Returns 0 where that does not fit. */
 static int set_threshold(query_point *q, double key) {
     double low;
@@ -67,6 +74,40 @@ static double half_to_double(uint16_t half) {
     return half & 0x8000 ? -value : value;
 }
 
+static int64_t list_of(const skivfpq_lists *l, int64_t position) {
+    int64_t first = 0, last = l->n_lists - 1;
+    while (first < last) { /* the last that starts at or before the position: empty ones come before it */
+        int64_t middle = first + (last - first + 1) / 2;
+        if (l->offsets[middle] <= position) first = middle;
+        else last = middle - 1;
+    }
+    return first;
+}
+
+/* The codes of a row in its column m. */
+static inline int64_t code_at(const skivfpq_coded *c, int64_t place, int64_t m) {
+    if (c->n_codewords > 256) return ((const uint16_t *)c->columns)[place];
+    int code = ((const uint8_t *)c->columns)[place];
+    return c->n_codewords > 16 ? code : m % 2 ? code >> 4 : code & 15;
+}
+
+/* A row from its codes: its codewords plus its anchor, rounded to the type of the codewords. */
+static void decode_row(const skivfpq_lists *l, int64_t position, double *row) {
+    const skivfpq_coded *c = l->coded;
+    int64_t list = list_of(l, position), stride = (l->blocks[list + 1] - l->blocks[list]) * 16;
+    int64_t place = l->blocks[list] * 16 * c->n_columns + position - l->offsets[list];
+    int packed = c->n_codewords == 16;
+    const double *anchor = c->anchors ? c->anchors + list * l->d : NULL;
+    for (int64_t m = 0; m < c->n_subspaces; m++) {
+        int64_t first = c->features[m], width = c->features[m + 1] - first;
+        int64_t start = c->starts[m] + width * code_at(c, place + (packed ? m / 2 : m) * stride, m);
+        for (int64_t j = 0; j < width; j++)
+            row[first + j] = c->is_f64 ? ((const double *)c->codewords)[start + j] : ((const float *)c->codewords)[start + j];
+    }
+    if (anchor) for (int64_t j = 0; j < l->d; j++) row[j] += anchor[j];
+    if (!c->is_f64) for (int64_t j = 0; j < l->d; j++) row[j] = (float)row[j];
+}
+
 /* A row as float64. */
 static void load_row(const skivfpq_lists *l, int64_t position, double *row) {
     int64_t first = position * l->d;
@@ -75,6 +116,7 @@ static void load_row(const skivfpq_lists *l, int64_t position, double *row) {
     case FLOAT32: for (int64_t j = 0; j < l->d; j++) row[j] = ((const float *)l->vectors)[first + j]; break;
     case FLOAT16: for (int64_t j = 0; j < l->d; j++) row[j] = half_to_double(((const uint16_t *)l->vectors)[first + j]); break;
     case INT8: for (int64_t j = 0; j < l->d; j++) row[j] = ((const int8_t *)l->vectors)[first + j]; break;
+    case CODED: decode_row(l, position, row); break;
     default: for (int64_t j = 0; j < l->d; j++) row[j] = ((const uint8_t *)l->vectors)[first + j];
     }
 }
@@ -121,6 +163,7 @@ static double exact_key(const skivfpq_lists *l, const double *query, int64_t pos
 }
 
 static inline void fetch_row(const skivfpq_lists *l, int64_t position) {
+    if (l->kind == CODED) return; /* lately scanned */
     static const int sizes[] = {8, 4, 2, 1, 1};
     int64_t size = l->d * sizes[l->kind];
     const char *row = (const char *)l->vectors + position * size;

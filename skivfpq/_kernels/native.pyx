@@ -57,6 +57,27 @@ cdef extern from "scan.h":
         int64_t n_far
 
 cdef extern from "search.h":
+    ctypedef struct skivfpq_coded:
+        const void *columns
+        int64_t n_subspaces
+        int64_t n_columns
+        int64_t n_codewords
+        const int64_t *features
+        const int64_t *starts
+        const void *codewords
+        int is_f64
+        const float *scaled
+        const double *anchors
+        const float *scaled_anchors
+        const double *origin
+        const float *terms
+        double unit
+        double longest_word
+        double longest_anchor
+        double largest_term
+        double reach
+        double rounding
+        const uint8_t *allowed
     ctypedef struct skivfpq_lists:
         const void *vectors
         int kind
@@ -76,6 +97,7 @@ cdef extern from "search.h":
         double query_scale
         double error
         double longest
+        const skivfpq_coded *coded
     ctypedef struct skivfpq_queries:
         const void *values
         int is_f64
@@ -147,6 +169,8 @@ cdef extern from "kernels.h":
                                 double *, int64_t *, uint8_t *, char *) noexcept nogil
         int64_t (*nearest_lists)(const skivfpq_lists *, const skivfpq_fine_points *, const skivfpq_queries *, int64_t,
                                  int32_t *, uint8_t *, char *) noexcept nogil
+        int64_t (*rank_rows)(const skivfpq_lists *, const skivfpq_queries *, const int64_t *, int64_t, int64_t,
+                             double *, int64_t *, char *) noexcept nogil
     const skivfpq_kernels *skivfpq_pick(const char *name)
     const char *skivfpq_runnable(int i)
     const char *skivfpq_emulated(int i)
@@ -1013,7 +1037,8 @@ cdef inline int64_t first_at_least(const double[::1] values, double limit) noexc
 
 
 METRICS = ("distance", "cosine", "product")
-KINDS = ("float64", "float32", "float16", "int8", "uint8")
+KINDS = ("float64", "float32", "float16", "int8", "uint8")  # and CODED
+CODED = 5
 
 
 cdef class PackedLists:
@@ -1048,6 +1073,76 @@ cdef class PackedLists:
         lists.longest = planes.longest
         if planes.fine is not None:
             self.fine = fine_points_of(planes.fine, ids.shape[0], lists.d)
+
+
+cdef class PackedRows(PackedLists):
+    """The same of vectors alone, to be ranked."""
+
+    def __init__(self, metric, vectors, const int32_t[::1] ids):
+        cdef const uint8_t[::1] values = vectors.reshape(-1).view(np.uint8)
+        if vectors.shape[0] != ids.shape[0] or ids.shape[0] == 0:
+            raise ValueError("search: there must be as many vectors as row numbers.")
+        self.arrays = (vectors, ids)
+        self.lists.vectors, self.lists.kind = &values[0], KINDS.index(vectors.dtype.name)
+        self.lists.metric, self.lists.d, self.lists.ids = METRICS.index(metric), vectors.shape[1], &ids[0]
+
+
+cdef class PackedCodes(PackedLists):
+    """The same of list_codes.CodedLists."""
+    cdef skivfpq_coded coded
+
+    def __init__(self, rows):
+        cdef skivfpq_lists *lists = &self.lists
+        cdef skivfpq_coded *coded = &self.coded
+        coding = rows.coding
+        cdef const int64_t[::1] offsets = rows.offsets, blocks = rows.codes.blocks
+        cdef const int32_t[::1] ids = rows.ids
+        cdef const uint8_t[::1] columns = rows.codes.columns.view(np.uint8)
+        cdef const int64_t[::1] features = coding.features, starts = coding.starts
+        cdef const uint8_t[::1] codewords = coding.codewords.view(np.uint8)
+        cdef const float[:, ::1] scaled = coding.scaled, scaled_anchors
+        cdef const double[:, ::1] anchors
+        cdef const double[::1] origin = coding.turned_origin
+        cdef const float[::1] terms
+        cdef const uint8_t[::1] allowed
+        cdef int64_t n = ids.shape[0], n_lists = offsets.shape[0] - 1, itemsize = rows.codes.columns.itemsize
+        lists.d, lists.n_lists = origin.shape[0], n_lists
+        coded.n_subspaces, coded.n_columns = starts.shape[0], rows.codes.n_columns
+        coded.n_codewords = scaled.shape[1]
+        if (n == 0 or blocks.shape[0] != n_lists + 1 or offsets[n_lists] != n or features.shape[0] != starts.shape[0] + 1
+                or scaled.shape[0] != lists.d or features[features.shape[0] - 1] != lists.d
+                or coded.n_codewords % 16 or itemsize != (2 if coded.n_codewords > 256 else 1)
+                or coded.n_columns != ((coded.n_subspaces + 1) // 2 if coded.n_codewords == 16 else coded.n_subspaces)
+                or columns.shape[0] < (blocks[n_lists] * 16 * coded.n_columns + 64) * itemsize):
+            raise ValueError("search: shapes of the codes do not fit together.")
+        self.arrays = [offsets, blocks, ids, columns, features, starts, codewords, scaled, origin]
+        lists.kind, lists.metric = CODED, METRICS.index(rows.metric)
+        lists.offsets, lists.blocks, lists.ids, lists.coded = &offsets[0], &blocks[0], &ids[0], coded
+        coded.columns, coded.features, coded.starts = <const void *>&columns[0], &features[0], &starts[0]
+        coded.codewords, coded.is_f64 = <const void *>&codewords[0], coding.codewords.dtype == np.float64
+        coded.scaled, coded.origin = &scaled[0, 0], &origin[0]
+        coded.anchors, coded.scaled_anchors, coded.terms, coded.allowed = NULL, NULL, NULL, NULL
+        if coding.is_residual:
+            anchors, scaled_anchors = coding.turned_anchors, coding.scaled_anchors
+            if (anchors.shape[0] != n_lists or anchors.shape[1] != lists.d or scaled_anchors.shape[0] != n_lists
+                    or scaled_anchors.shape[1] != lists.d):
+                raise ValueError("search: shapes of the anchors do not fit together.")
+            coded.anchors, coded.scaled_anchors = &anchors[0, 0], &scaled_anchors[0, 0]
+            self.arrays += [anchors, scaled_anchors]
+        if rows.terms is not None:
+            terms = rows.terms
+            coded.terms = &terms[0]
+            self.arrays.append(terms)
+        if rows.allowed is not None:
+            allowed = rows.allowed
+            coded.allowed = &allowed[0]
+            self.arrays.append(allowed)
+        if ((rows.terms is None) != (rows.metric == "product") or (rows.terms is not None and terms.shape[0] != n)
+                or (rows.allowed is not None and allowed.shape[0] != n)):
+            raise ValueError("search: shapes of terms and rows do not fit together.")
+        coded.unit, coded.reach, coded.rounding = coding.unit, coding.reach, coding.rounding
+        coded.longest_word, coded.longest_anchor = coding.longest_word, coding.longest_anchor
+        coded.largest_term = rows.largest_term
 
 
 cdef skivfpq_queries queries_of(const floating[:, ::1] queries, int64_t d) except *:
@@ -1129,6 +1224,7 @@ def search_index(
     PackedLists centers,              # as in nearest_lists
     PackedLists rows,                 # of their lists
     const floating[:, ::1] queries,   # IN (n_queries, n_features), as the metric sees them
+    const double[:, ::1] turned_queries, # IN the same as codes have them, or None
     int64_t n_probes,
     double[:, ::1] keys,              # OUT (n_queries, k), ascending
     int64_t[:, ::1] positions,        # OUT (n_queries, k)
@@ -1136,16 +1232,20 @@ def search_index(
 ):
     """The k nearest rows of each query in the n_probes nearest lists, both steps in one call; returns the same."""
     cdef int64_t i, j, coarse, fine, n_unserved = 0, n = queries.shape[0], k = keys.shape[1]
-    cdef skivfpq_queries all = queries_of(queries, rows.lists.d)
+    cdef skivfpq_queries all = queries_of(queries, rows.lists.d), turned = all
     cdef list keep = []
     cdef char *scratch
     cdef int32_t *probes
     check_centers(centers, n_probes)
+    if turned_queries is not None:
+        turned = queries_of(turned_queries, rows.lists.d)
+        if turned.n != n:
+            raise ValueError("search_index: there must be as many turned queries as queries.")
     if (centers.lists.d != rows.lists.d or keys.shape[0] != n or positions.shape[0] != n or unserved.shape[0] != n
             or positions.shape[1] != k or k == 0 or centers.lists.offsets[1] != rows.lists.n_lists):
         raise ValueError("search_index: shapes of queries, centers, rows, keys and positions do not fit together.")
     coarse = kernels.nearest_lists(&centers.lists, &centers.fine, &all, n_probes, NULL, NULL, NULL)
-    fine = kernels.search_lists(&rows.lists, &all, NULL, n_probes, k, NULL, NULL, NULL, NULL)
+    fine = kernels.search_lists(&rows.lists, &turned, NULL, n_probes, k, NULL, NULL, NULL, NULL)
     i = (n * n_probes * 4 + 63) // 64 * 64
     scratch = scratch_of(max(coarse, fine) + i, keep)
     with nogil:
@@ -1154,11 +1254,31 @@ def search_index(
         for j in range(n):
             if unserved[j]:
                 probes[j * n_probes] = -1
-        kernels.search_lists(&rows.lists, &all, probes, n_probes, k, &keys[0, 0], &positions[0, 0], &unserved[0],
+        kernels.search_lists(&rows.lists, &turned, probes, n_probes, k, &keys[0, 0], &positions[0, 0], &unserved[0],
                              scratch + i)
         for j in range(n):
             n_unserved += unserved[j]
     return n_unserved
+
+
+def rank_rows(
+    PackedLists rows,
+    const floating[:, ::1] queries,   # IN (n_queries, n_features), as the metric sees them
+    const int64_t[:, ::1] candidates, # IN (n_queries, n_candidates) positions
+    double[:, ::1] keys,              # OUT (n_queries, k), ascending
+    int64_t[:, ::1] positions,        # OUT (n_queries, k)
+):
+    """The k nearest of each query's candidates, ties by row number."""
+    cdef int64_t n = queries.shape[0], k = keys.shape[1], n_candidates = candidates.shape[1]
+    cdef skivfpq_queries all = queries_of(queries, rows.lists.d)
+    cdef list keep = []
+    cdef char *scratch
+    if (candidates.shape[0] != n or keys.shape[0] != n or positions.shape[0] != n or positions.shape[1] != k
+            or not 0 < k <= n_candidates):
+        raise ValueError("rank_rows: shapes of queries, candidates, keys and positions do not fit together.")
+    scratch = scratch_of(kernels.rank_rows(&rows.lists, &all, NULL, n_candidates, k, NULL, NULL, NULL), keep)
+    with nogil:
+        kernels.rank_rows(&rows.lists, &all, &candidates[0, 0], n_candidates, k, &keys[0, 0], &positions[0, 0], scratch)
 
 
 def all_finite(const floating[:, ::1] X):

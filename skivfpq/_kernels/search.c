@@ -61,13 +61,6 @@ static int set_any_threshold(search *s, int64_t query, const int32_t *probes, in
     return n == s->rank.k && set_threshold(&q->point, highest_key(&q->point, kth));
 }
 
-/* Its keys are 1 whatever the rows' points are. */
-static int is_zero(const double *query, int64_t d) {
-    for (int64_t j = 0; j < d; j++)
-        if (query[j] != 0) return 0;
-    return 1;
-}
-
 /* ---- the scan */
 
 /* Some queries of a list, whose points are in the panel, against all its rows; queries: their numbers. */
@@ -183,6 +176,7 @@ static void finish(search *s, uint8_t *unserved, double *keys, int64_t *position
 
 int64_t SEARCH_LISTS(const skivfpq_lists *lists, const skivfpq_queries *queries, const int32_t *probes,
                      int64_t n_probes, int64_t k, double *keys, int64_t *positions, uint8_t *unserved, char *scratch) {
+    if (lists->coded) return SEARCH_CODES(lists, queries, probes, n_probes, k, keys, positions, unserved, scratch);
     int64_t n = queries->n, width = lists->units * 4, used = 0, capacity = 2 * k + EXTRA;
     search s = {.rank = {.lists = lists, .queries = queries, .k = k, .capacity = capacity}};
     s.states = take(scratch, &used, sizeof(query_state) * n);

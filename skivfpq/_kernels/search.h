@@ -8,14 +8,39 @@
 #include <stdint.h>
 
 #define SEARCH_LISTS LEVELLED(search_lists, LEVEL)
+#define SEARCH_CODES LEVELLED(search_codes, LEVEL)
+#define RANK_ROWS LEVELLED(rank_rows, LEVEL)
 #define NEAREST_LISTS LEVELLED(nearest_lists, LEVEL)
 
 /* What orders rows: the squared distance, half of it between rows brought to length one (1 - cosine), or minus
  * the inner product. */
 enum { BY_DISTANCE, BY_COSINE, BY_PRODUCT };
 
-/* How rows are kept. */
-enum { FLOAT64, FLOAT32, FLOAT16, INT8, UINT8 };
+/* How rows are kept; CODED ones as codes alone. */
+enum { FLOAT64, FLOAT32, FLOAT16, INT8, UINT8, CODED };
+
+/* Codes of the rows of lists, as adc.c has them. In its lists they stand subspace by subspace: column m of a list of n
+ * rows starts m * ceil(n / 16) * 16 codes after the list's first, 64 bytes may be read behind the last. Everything is
+ * IN, and what is said to be scaled is in terms of unit, a power of two. */
+typedef struct {
+    const void *columns;      /* uint8; uint16 where n_codewords > 256; two codes in a byte where n_codewords is 16 */
+    int64_t n_subspaces, n_columns;
+    int64_t n_codewords;      /* of a table: 16, 256 or more, a multiple of 16 */
+    const int64_t *features;  /* (n_subspaces + 1,) the first of each subspace */
+    const int64_t *starts;    /* (n_subspaces,) where the codewords of each begin */
+    const void *codewords;    /* (k_m, width_m) one subspace after the other */
+    int is_f64;               /* whether codewords are float64, and decoded rows */
+    const float *scaled;      /* (d, n_codewords) features of codewords */
+    const double *anchors;    /* (n_lists, d), or NULL for zeros */
+    const float *scaled_anchors; /* (n_lists, d) without origin, or NULL */
+    const double *origin;     /* (d,) */
+    const float *terms;       /* (n,) |y|^2 + 2 (a - o).y, scaled; 1 / |a + y| for the cosine; NULL for products */
+    double unit;
+    double longest_word, longest_anchor; /* at most |y| and |a - o|, scaled */
+    double largest_term;
+    double reach, rounding;   /* |a + y| at most; by how much of it rows of float64 may differ from decoded ones */
+    const uint8_t *allowed;   /* (n,) whether a row may be found, or NULL */
+} skivfpq_coded;
 
 /* Rows list by list, and their int8 points: x - origin = scale a + e with |e| <= error. Everything is IN. */
 typedef struct {
@@ -34,6 +59,7 @@ typedef struct {
     const float *origin;       /* (d,) */
     double scale, query_scale; /* of points of rows, and of queries */
     double error, longest;     /* longest: of scale a */
+    const skivfpq_coded *coded; /* of CODED rows, instead of their points */
 } skivfpq_lists;
 
 #define ABSENT 1000000000
@@ -53,6 +79,13 @@ typedef struct {
     int64_t SEARCH_LISTS(const skivfpq_lists *lists, const skivfpq_queries *queries, const int32_t *probes, \
                          int64_t n_probes, int64_t k, double *keys, int64_t *positions, uint8_t *unserved, \
                          char *scratch);                                                             \
+    /* The same by codes. */                                                                         \
+    int64_t SEARCH_CODES(const skivfpq_lists *lists, const skivfpq_queries *queries, const int32_t *probes, \
+                         int64_t n_probes, int64_t k, double *keys, int64_t *positions, uint8_t *unserved, \
+                         char *scratch);                                                             \
+    /* The k nearest of the rows at candidates (n, n_candidates): keys and positions OUT (n, k). */  \
+    int64_t RANK_ROWS(const skivfpq_lists *lists, const skivfpq_queries *queries, const int64_t *candidates, \
+                      int64_t n_candidates, int64_t k, double *keys, int64_t *positions, char *scratch); \
     /* The n_probes nearest centers of queries, the rows of one list with their fine points (of x - origin): */ \
     /* probes OUT (n, n_probes), the nearest first, the others in any order. unserved OUT (n,) as above. */ \
     int64_t NEAREST_LISTS(const skivfpq_lists *centers, const skivfpq_fine_points *fine,             \
