@@ -15,6 +15,7 @@ from skivfpq._kernels import UNDERFLOW, adc_scan, row_norms
 BLOCK = 16  # rows
 READ_BEHIND = 64  # codes that kernels may read behind the last
 TERM_EPS = np.finfo(np.float32).eps
+LONGEST_PART = 32000  # so that products of two parts fit 32 bits
 NIBBLES = 16  # codewords that fit half a byte
 
 
@@ -137,13 +138,26 @@ class Coding:
         return np.cumsum([0] + [part.size for part in self.codebooks.codewords[:-1]])
 
     @cached_property
-    def scaled(self):
-        """Features (n_features, n_codewords) of codewords, scaled; those that there are not repeat the last."""
+    def pairs(self):
+        """The first pair of features of each subspace, (n_subspaces + 1,)."""
+        return np.concatenate([[0], np.cumsum((np.diff(self.features) + 1) // 2)])
+
+    @cached_property
+    def level(self):
+        """Of 16-bit levels of codewords, scaled: the longest part of any has LONGEST_PART."""
+        longest = max(row_norms(part).max() for part in self.codebooks.codewords)
+        return longest / self.unit / LONGEST_PART if longest > 0 else 1.0
+
+    @cached_property
+    def levels(self):
+        """Codewords in levels, (n_pairs, n_codewords, 2); those that there are not repeat the last."""
         n = table_size(self.codebooks.n_codewords)
-        scaled = np.empty((self.features[-1], n), dtype=np.float32)
-        for columns, part in zip(self.codebooks.slices, self.codebooks.codewords):
-            scaled[columns] = (part / self.unit).T[:, np.minimum(np.arange(n), len(part) - 1)]
-        return scaled
+        levels = np.zeros((self.pairs[-1], n, 2), dtype=np.int16)
+        for first, part in zip(self.pairs, self.codebooks.codewords):
+            whole = np.rint(part.astype(np.float64) / self.unit / self.level)
+            for j, column in enumerate(whole.T):
+                levels[first + j // 2, :, j % 2] = column[np.minimum(np.arange(n), len(part) - 1)]
+        return levels
 
     @cached_property
     def scaled_anchors(self):

@@ -8,6 +8,9 @@
 
 #include <math.h>
 #include <string.h>
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
 
 #define ROUNDING 1e-9  /* more than float64 sums of 1e6 terms are off by, relatively */
 #define TINY 1e-150    /* squares below its own may be lost; what is compared is a distance, or a product of lengths */
@@ -64,6 +67,64 @@ static double highest_key(const query_point *q, int32_t score) {
     return (q->metric == BY_COSINE ? distance * distance / 2 : distance * distance) * (1 + ROUNDING);
 }
 
+/* ---- selection among scores, 16 at a time */
+
+typedef int32_t ints16 __attribute__((vector_size(64), aligned(4), may_alias));
+
+#if defined(__AVX512F__)
+#define LESSER(a, b) ((ints16)_mm512_min_epi32((__m512i)(a), (__m512i)(b)))
+#define GREATER(a, b) ((ints16)_mm512_max_epi32((__m512i)(a), (__m512i)(b)))
+#else
+#define LESSER(a, b) ((((a) < (b)) & (a)) | (((a) >= (b)) & (b)))
+#define GREATER(a, b) ((((a) < (b)) & (b)) | (((a) >= (b)) & (a)))
+#endif
+
+/* Which of 16 scores are at least so high, a bit each. */
+static inline uint32_t reaching(const int32_t *scores, int32_t least) {
+#if defined(__AVX512F__)
+    return _mm512_cmpge_epi32_mask(_mm512_loadu_si512(scores), _mm512_set1_epi32(least));
+#elif defined(__AVX2__)
+    const __m256i_u *halves = (const __m256i_u *)scores;
+    __m256i limit = _mm256_set1_epi32(least);
+    int low = _mm256_movemask_ps((__m256)_mm256_cmpgt_epi32(limit, halves[0]));
+    return (uint32_t)~(low | _mm256_movemask_ps((__m256)_mm256_cmpgt_epi32(limit, halves[1])) << 8) & 0xFFFF;
+#else
+    uint32_t bits = 0;
+    for (int i = 0; i < 16; i++) bits |= (uint32_t)(scores[i] >= least) << i;
+    return bits;
+#endif
+}
+
+/* n: a multiple of 16 */
+static int64_t count_from(const int32_t *scores, int64_t n, int32_t least) {
+    int64_t count = 0;
+    for (int64_t i = 0; i < n; i += 16) count += __builtin_popcount(reaching(scores + i, least));
+    return count;
+}
+
+/* A score that k places or a few more reach, the best possible but for those few: by bisection. n: as above */
+static int32_t kth_score(const int32_t *scores, int64_t n, int64_t k) {
+    ints16 lowest = {0}, highest = {0};
+    lowest += INT32_MAX, highest += INT32_MIN;
+    for (int64_t i = 0; i < n; i += 16) {
+        ints16 some = *(const ints16 *)(scores + i), absent = some == -ABSENT;
+        highest = GREATER(highest, some), lowest = LESSER(lowest, (absent & INT32_MAX) | (~absent & some));
+    }
+    int32_t low = lowest[0], high = highest[0];
+    for (int i = 1; i < 16; i++) {
+        low = lowest[i] < low ? lowest[i] : low;
+        high = highest[i] > high ? highest[i] : high;
+    }
+    while (low < high) { /* k places reach low; fewer reach high + 1 */
+        int32_t middle = low + (int32_t)(((int64_t)high - low + 1) / 2);
+        int64_t count = count_from(scores, n, middle);
+        if (count >= k) low = middle;
+        else high = middle - 1;
+        if (count >= k && count <= k + k / 8) break;
+    }
+    return low;
+}
+
 /* ---- exact keys */
 
 static double half_to_double(uint16_t half) {
@@ -84,28 +145,47 @@ static int64_t list_of(const skivfpq_lists *l, int64_t position) {
     return first;
 }
 
-/* The codes of a row in its column m. */
-static inline int64_t code_at(const skivfpq_coded *c, int64_t place, int64_t m) {
-    if (c->n_codewords > 256) return ((const uint16_t *)c->columns)[place];
-    int code = ((const uint8_t *)c->columns)[place];
-    return c->n_codewords > 16 ? code : m % 2 ? code >> 4 : code & 15;
+/* The codes (n_subspaces,) of a row. */
+static void load_codes(const skivfpq_coded *c, int64_t place, int64_t stride, uint16_t *codes) {
+    const uint8_t *bytes = (const uint8_t *)c->columns + place;
+    const uint16_t *words = (const uint16_t *)c->columns + place;
+    int64_t n = c->n_subspaces;
+    if (c->n_codewords > 256) for (int64_t m = 0; m < n; m++) codes[m] = words[m * stride];
+    else if (c->n_codewords > 16) for (int64_t m = 0; m < n; m++) codes[m] = bytes[m * stride];
+    else for (int64_t m = 0; m < n; m++) codes[m] = bytes[m / 2 * stride] >> m % 2 * 4 & 15;
+}
+
+/* NAME: codewords side by side, as float64. */
+#define LOAD_WORDS(NAME, REAL, REALx4)                                                               \
+    static void NAME(const skivfpq_coded *c, const uint16_t *codes, double *row) {                   \
+        for (int64_t m = 0; m < c->n_subspaces; m++) {                                               \
+            int64_t first = c->features[m], width = c->features[m + 1] - first, j = 0;               \
+            const REAL *word = (const REAL *)c->codewords + c->starts[m] + width * codes[m];         \
+            for (; j + 4 <= width; j += 4)                                                           \
+                *(terms4 *)(row + first + j) = __builtin_convertvector(*(const REALx4 *)(word + j), terms4); \
+            for (; j < width; j++) row[first + j] = word[j];                                         \
+        }                                                                                            \
+    }
+LOAD_WORDS(load_words_f32, float, f32x4)
+LOAD_WORDS(load_words_f64, double, f64x4)
+
+/* The codes of the row at a position of a list. */
+static void codes_at(const skivfpq_lists *l, int64_t list, int64_t position, uint16_t *codes) {
+    int64_t stride = (l->blocks[list + 1] - l->blocks[list]) * 16;
+    load_codes(l->coded, l->blocks[list] * 16 * l->coded->n_columns + position - l->offsets[list], stride, codes);
 }
 
 /* A row from its codes: its codewords plus its anchor, rounded to the type of the codewords. */
 static void decode_row(const skivfpq_lists *l, int64_t position, double *row) {
     const skivfpq_coded *c = l->coded;
-    int64_t list = list_of(l, position), stride = (l->blocks[list + 1] - l->blocks[list]) * 16;
-    int64_t place = l->blocks[list] * 16 * c->n_columns + position - l->offsets[list];
-    int packed = c->n_codewords == 16;
+    uint16_t codes[c->n_subspaces];
+    int64_t list = list_of(l, position);
     const double *anchor = c->anchors ? c->anchors + list * l->d : NULL;
-    for (int64_t m = 0; m < c->n_subspaces; m++) {
-        int64_t first = c->features[m], width = c->features[m + 1] - first;
-        int64_t start = c->starts[m] + width * code_at(c, place + (packed ? m / 2 : m) * stride, m);
-        for (int64_t j = 0; j < width; j++)
-            row[first + j] = c->is_f64 ? ((const double *)c->codewords)[start + j] : ((const float *)c->codewords)[start + j];
-    }
-    if (anchor) for (int64_t j = 0; j < l->d; j++) row[j] += anchor[j];
-    if (!c->is_f64) for (int64_t j = 0; j < l->d; j++) row[j] = (float)row[j];
+    codes_at(l, list, position, codes);
+    if (c->is_f64) load_words_f64(c, codes, row);
+    else load_words_f32(c, codes, row);
+    if (anchor && c->is_f64) for (int64_t j = 0; j < l->d; j++) row[j] += anchor[j];
+    else if (anchor) for (int64_t j = 0; j < l->d; j++) row[j] = (float)(row[j] + anchor[j]);
 }
 
 /* A row as float64. */
@@ -163,7 +243,7 @@ static double exact_key(const skivfpq_lists *l, const double *query, int64_t pos
 }
 
 static inline void fetch_row(const skivfpq_lists *l, int64_t position) {
-    if (l->kind == CODED) return; /* lately scanned */
+    if (l->kind == CODED) return; /* its codewords come from all over: fetching them takes as long as reading them */
     static const int sizes[] = {8, 4, 2, 1, 1};
     int64_t size = l->d * sizes[l->kind];
     const char *row = (const char *)l->vectors + position * size;

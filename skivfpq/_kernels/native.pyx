@@ -66,12 +66,14 @@ cdef extern from "search.h":
         const int64_t *starts
         const void *codewords
         int is_f64
-        const float *scaled
+        const int16_t *levels
+        const int64_t *pairs
         const double *anchors
         const float *scaled_anchors
         const double *origin
         const float *terms
         double unit
+        double level
         double longest_word
         double longest_anchor
         double largest_term
@@ -1100,7 +1102,9 @@ cdef class PackedCodes(PackedLists):
         cdef const uint8_t[::1] columns = rows.codes.columns.view(np.uint8)
         cdef const int64_t[::1] features = coding.features, starts = coding.starts
         cdef const uint8_t[::1] codewords = coding.codewords.view(np.uint8)
-        cdef const float[:, ::1] scaled = coding.scaled, scaled_anchors
+        cdef const int16_t[:, :, ::1] levels = coding.levels
+        cdef const int64_t[::1] pairs = coding.pairs
+        cdef const float[:, ::1] scaled_anchors
         cdef const double[:, ::1] anchors
         cdef const double[::1] origin = coding.turned_origin
         cdef const float[::1] terms
@@ -1108,19 +1112,21 @@ cdef class PackedCodes(PackedLists):
         cdef int64_t n = ids.shape[0], n_lists = offsets.shape[0] - 1, itemsize = rows.codes.columns.itemsize
         lists.d, lists.n_lists = origin.shape[0], n_lists
         coded.n_subspaces, coded.n_columns = starts.shape[0], rows.codes.n_columns
-        coded.n_codewords = scaled.shape[1]
+        coded.n_codewords = levels.shape[1]
         if (n == 0 or blocks.shape[0] != n_lists + 1 or offsets[n_lists] != n or features.shape[0] != starts.shape[0] + 1
-                or scaled.shape[0] != lists.d or features[features.shape[0] - 1] != lists.d
+                or pairs.shape[0] != features.shape[0] or pairs[pairs.shape[0] - 1] != levels.shape[0]
+                or levels.shape[2] != 2 or features[features.shape[0] - 1] != lists.d
                 or coded.n_codewords % 16 or itemsize != (2 if coded.n_codewords > 256 else 1)
                 or coded.n_columns != ((coded.n_subspaces + 1) // 2 if coded.n_codewords == 16 else coded.n_subspaces)
                 or columns.shape[0] < (blocks[n_lists] * 16 * coded.n_columns + 64) * itemsize):
             raise ValueError("search: shapes of the codes do not fit together.")
-        self.arrays = [offsets, blocks, ids, columns, features, starts, codewords, scaled, origin]
+        self.arrays = [offsets, blocks, ids, columns, features, starts, codewords, levels, pairs,
+                       origin]
         lists.kind, lists.metric = CODED, METRICS.index(rows.metric)
         lists.offsets, lists.blocks, lists.ids, lists.coded = &offsets[0], &blocks[0], &ids[0], coded
         coded.columns, coded.features, coded.starts = <const void *>&columns[0], &features[0], &starts[0]
         coded.codewords, coded.is_f64 = <const void *>&codewords[0], coding.codewords.dtype == np.float64
-        coded.scaled, coded.origin = &scaled[0, 0], &origin[0]
+        coded.levels, coded.pairs, coded.origin = &levels[0, 0, 0], &pairs[0], &origin[0]
         coded.anchors, coded.scaled_anchors, coded.terms, coded.allowed = NULL, NULL, NULL, NULL
         if coding.is_residual:
             anchors, scaled_anchors = coding.turned_anchors, coding.scaled_anchors
@@ -1141,7 +1147,7 @@ cdef class PackedCodes(PackedLists):
                 or (rows.allowed is not None and allowed.shape[0] != n)):
             raise ValueError("search: shapes of terms and rows do not fit together.")
         coded.unit, coded.reach, coded.rounding = coding.unit, coding.reach, coding.rounding
-        coded.longest_word, coded.longest_anchor = coding.longest_word, coding.longest_anchor
+        coded.level, coded.longest_word, coded.longest_anchor = coding.level, coding.longest_word, coding.longest_anchor
         coded.largest_term = rows.largest_term
 
 

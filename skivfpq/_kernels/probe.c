@@ -97,12 +97,9 @@ static int64_t gather(probing *p, int c, const int32_t *scores) {
         if (!set_threshold(q, highest_key(q, kth_score(scores, places, p->n_probes)))) return 0;
         least = q->threshold > least ? q->threshold : least;
     }
-    for (int64_t i = 0; i < places; i += BLOCK) {
-        int any = 0;
-        for (int r = 0; r < BLOCK; r++) any |= scores[i + r] >= least;
-        for (int r = 0; any && r < BLOCK; r++) /* every place is written, those that count stay */
-            p->candidates[n].list = (int32_t)(i + r), n += scores[i + r] >= least;
-    }
+    for (int64_t i = 0; i < places; i += BLOCK)
+        for (uint32_t near = reaching(scores + i, least); near; near &= near - 1)
+            p->candidates[n++].list = (int32_t)i + __builtin_ctz(near);
     for (int64_t i = 0; i < l->stray_offsets[1]; i++) p->candidates[n++].list = (int32_t)l->strays[i];
     return n;
 }

@@ -112,27 +112,4 @@ static void score_all(const skivfpq_lists *l, int64_t first_block, int64_t n_blo
     }
 }
 
-static int64_t count_from(const int32_t *scores, int64_t n, int32_t least) {
-    int32_t count = 0;
-    for (int64_t i = 0; i < n; i++) count += scores[i] >= least;
-    return count;
-}
-
-/* A score that k places or a few more reach, the best possible but for those few: by bisection. */
-static int32_t kth_score(const int32_t *scores, int64_t n, int64_t k) {
-    int32_t low = INT32_MAX, high = INT32_MIN;
-    for (int64_t i = 0; i < n; i++) {
-        int32_t score = scores[i];
-        high = score > high ? score : high, score = score == -ABSENT ? INT32_MAX : score, low = score < low ? score : low;
-    }
-    while (low < high) { /* k places reach low; fewer reach high + 1 */
-        int32_t middle = low + (int32_t)(((int64_t)high - low + 1) / 2);
-        int64_t count = count_from(scores, n, middle);
-        if (count >= k) low = middle;
-        else high = middle - 1;
-        if (count >= k && count <= k + k / 8) break;
-    }
-    return low;
-}
-
 #endif
