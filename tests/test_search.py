@@ -450,5 +450,5 @@ def test_arrays_that_do_not_fit_are_refused(rng):
         native.nearest_lists(planes.packed, X[:2], probes, unserved)
     with pytest.raises(ValueError, match="search_index"):
         native.search_index(
-            centers, planes.packed, X[:2], 1, keys, positions, unserved
+            centers, planes.packed, X[:2], None, 1, keys, positions, unserved
         )  # 50 centers, 3 lists

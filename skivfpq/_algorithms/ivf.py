@@ -145,7 +145,7 @@ class InvertedFile:
         return keys, self.lists.ids[positions].astype(np.int64, copy=False)
 
     def _nearest(self, queries, k, n_probes, allowed, n_threads):
-        """The k nearest rows by the vectors, or by codes where there are: keys and positions, (n_queries, k)."""
+        """The k nearest rows by codes where there are, or by vectors: keys and positions, (n_queries, k)."""
         center_planes, rows = self.planes(n_threads)
         if rows is None:
             left = np.arange(len(queries))

@@ -83,7 +83,7 @@ class Coding:
 
     @property
     def rounding(self):
-        """By how much of its length a decoded row may differ from its anchor plus its codewords, eightfold."""
+        """By how much of its length a decoded row may differ from anchor plus codewords, eightfold."""
         return 8 * self.codebooks.eps + 64 * EPS
 
     def encode(self, rows, labels, n_threads):
@@ -95,18 +95,19 @@ class Coding:
         anchors = self.anchors[labels]
         codes = self.codebooks.encode((rows - anchors).astype(self.codebooks.dtype), n_threads)
         decoded = self.codebooks.decode(codes).astype(np.float64)
-        kept = {"codes": codes}
-        with np.errstate(over="ignore"):
-            if self.metric.is_cosine:
-                inverse_norms = self.metric.inverse_norms((decoded + anchors).astype(self.codebooks.dtype))
-                kept["terms"] = np.minimum(self.unit * inverse_norms, np.finfo(np.float32).max)
-            elif self.metric.is_distance:
-                scaled = decoded / self.unit
-                shifts = (anchors - self.origin) / self.unit
-                kept["terms"] = (scaled * (scaled + 2 * shifts)).sum(axis=1)
-        return {name: values.astype(np.float32) if name == "terms" else values for name, values in kept.items()}, (
-            np.sqrt(np.square(decoded).sum(axis=1))
-        )
+        lengths = np.sqrt(np.square(decoded).sum(axis=1))
+        terms = self._terms(decoded, anchors)
+        return {"codes": codes} | ({} if terms is None else {"terms": terms.astype(np.float32)}), lengths
+
+    @np.errstate(over="ignore")
+    def _terms(self, decoded, anchors):
+        if self.metric.is_product:
+            return None
+        if self.metric.is_cosine:
+            inverse_norms = self.metric.inverse_norms((decoded + anchors).astype(self.codebooks.dtype))
+            return np.minimum(self.unit * inverse_norms, np.finfo(np.float32).max)
+        scaled, shifts = decoded / self.unit, (anchors - self.origin) / self.unit
+        return (scaled * (scaled + 2 * shifts)).sum(axis=1)
 
     def decode(self, codes, labels):
         """Turned rows of codes (n_rows, n_subspaces), in the dtype of the codebooks."""
@@ -175,7 +176,8 @@ class CodeScan:
 
     def __init__(self, coding, queries):
         shifted = queries - coding.origin
-        self.coding, self.queries = coding, queries  # (n_queries, n_features) float64, as the metric sees them
+        self.coding = coding
+        self.queries = queries  # (n_queries, n_features) float64, as the metric sees them
         self.tables = coding.codebooks.product_tables(shifted)  # (n_queries, n_subspaces, n_codewords)
         self.lengths = row_norms(shifted)
 

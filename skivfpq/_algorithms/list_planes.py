@@ -80,7 +80,7 @@ def search_lists(rows, queries, probes, k, n_threads):
 
 
 def rank_rows(metric, vectors, ids, queries, candidates, k, n_threads):
-    """The k nearest of each query's candidates, positions (n_queries, n_candidates); None where not served."""
+    """The k nearest of each query's candidates, (n_queries, n_candidates) positions; None if not served."""
     if not _can_serve(vectors, ids):
         return None
     rows = _kernels.native.PackedRows(kernel_name(metric), vectors, ids)
