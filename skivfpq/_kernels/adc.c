@@ -37,6 +37,7 @@ typedef struct {
     double sq_length;    /* |q - o|^2, scaled */
     double step, ratio;  /* scaled; ratio: a product of levels in steps */
     adc_sums *sums;
+    float padded[CHUNK]; /* terms of the last rows of a list */
 } code_search;
 
 typedef float floats16 __attribute__((vector_size(64), aligned(4)));
@@ -217,13 +218,13 @@ static code_list codes_of(const code_search *s, int64_t list) {
 }
 
 /* Scores OUT (CHUNK,) of the rows of a list from the first on; of those that are not there too. */
-static void score_chunk(const code_search *s, const code_list *codes, int64_t first, int32_t *scores) {
+static void score_chunk(code_search *s, const code_list *codes, int64_t first, int32_t *scores) {
     const skivfpq_coded *c = s->rank.lists->coded;
     uint16_t sums[CHUNK] __attribute__((aligned(64)));
-    float padded[CHUNK] = {0}, factor = term_factor(s), part = codes->part;
+    float factor = term_factor(s), part = codes->part;
     const float *terms = c->terms ? c->terms + codes->position + first : NULL;
     int64_t n_rows = codes->n - first;
-    if (terms && n_rows < CHUNK) memcpy(padded, terms, sizeof(float) * n_rows), terms = padded;
+    if (terms && n_rows < CHUNK) memcpy(s->padded, terms, sizeof(float) * n_rows), terms = s->padded;
     s->sums(c, s->tables, codes->columns + first * code_bytes(c), codes->stride, sums);
     if (s->rank.lists->metric == BY_DISTANCE)
         for (int r = 0; r < CHUNK; r++) scores[r] = (int32_t)-(sums[r] + (terms[r] * factor + part));
@@ -261,12 +262,18 @@ static void set_first_threshold(code_search *s, int64_t list) {
     set_threshold(q, highest_key(q, kth - c->n_subspaces - c->n_subspaces / 1000 - 3)); /* floors, and rounding */
 }
 
-/* Brings the codes of a list nearer. */
-static void fetch_codes(const code_search *s, int64_t list) {
+static void fetch(const void *memory, int64_t size) {
+    for (int64_t byte = 0; byte < size && byte < FETCHED_BYTES; byte += 64) __builtin_prefetch((const char *)memory + byte);
+}
+
+/* Brings what is read of a list nearer. */
+static void fetch_list(const code_search *s, int64_t list) {
     const skivfpq_lists *l = s->rank.lists;
-    int64_t row_bytes = l->coded->n_columns * code_bytes(l->coded), size = (l->blocks[list + 1] - l->blocks[list]) * 16 * row_bytes;
-    const char *columns = (const char *)l->coded->columns + l->blocks[list] * 16 * row_bytes;
-    for (int64_t byte = 0; byte < size && byte < FETCHED_BYTES; byte += 64) __builtin_prefetch(columns + byte);
+    const skivfpq_coded *c = l->coded;
+    int64_t first = l->blocks[list] * 16, n = l->blocks[list + 1] * 16 - first, row_bytes = c->n_columns * code_bytes(c);
+    fetch((const char *)c->columns + first * row_bytes, n * row_bytes);
+    if (c->scaled_anchors) fetch(c->scaled_anchors + list * l->d, l->d * sizeof(float));
+    if (c->terms) fetch(c->terms + l->offsets[list], n * sizeof(float));
 }
 
 static void scan_codes(code_search *s, int64_t list) {
@@ -314,7 +321,7 @@ int64_t SEARCH_CODES(const skivfpq_lists *lists, const skivfpq_queries *queries,
         }
         set_first_threshold(&s, probes[i * n_probes]);
         for (int64_t p = 0; p < n_probes && probes[i * n_probes + p] >= 0; p++) {
-            if (p + 1 < n_probes && probes[i * n_probes + p + 1] >= 0) fetch_codes(&s, probes[i * n_probes + p + 1]);
+            if (p + 1 < n_probes && probes[i * n_probes + p + 1] >= 0) fetch_list(&s, probes[i * n_probes + p + 1]);
             scan_codes(&s, probes[i * n_probes + p]);
         }
         make_room(&s.rank, &s.state), prepare(&s.rank, &s.state), settle(&s.rank, &s.state);

@@ -19,6 +19,7 @@ typedef struct {
     int64_t n_probes;
     query_point points[COLUMNS];
     int32_t *scores;        /* (COLUMNS, places) */
+    int32_t *near;          /* (places,) of them those that may be near */
     candidate *candidates;  /* (places,) */
     int16_t *fine_query;    /* (d,) */
     double *query, *row;    /* (d,) */
@@ -97,9 +98,8 @@ static int64_t gather(probing *p, int c, const int32_t *scores) {
         if (!set_threshold(q, highest_key(q, kth_score(scores, places, p->n_probes)))) return 0;
         least = q->threshold > least ? q->threshold : least;
     }
-    for (int64_t i = 0; i < places; i += BLOCK)
-        for (uint32_t near = reaching(scores + i, least); near; near &= near - 1)
-            p->candidates[n++].list = (int32_t)i + __builtin_ctz(near);
+    n = places_from(scores, places, least, p->near);
+    for (int64_t i = 0; i < n; i++) p->candidates[i].list = p->near[i];
     for (int64_t i = 0; i < l->stray_offsets[1]; i++) p->candidates[n++].list = (int32_t)l->strays[i];
     return n;
 }
@@ -123,6 +123,7 @@ int64_t NEAREST_LISTS(const skivfpq_lists *centers, const skivfpq_fine_points *f
     probing p = {.centers = centers, .fine = fine, .n_probes = n_probes};
     int8_t *codes = take(scratch, &used, COLUMNS * width), *panel = take(scratch, &used, COLUMNS * width);
     p.scores = take(scratch, &used, sizeof(int32_t) * (n < COLUMNS ? n : COLUMNS) * places);
+    p.near = take(scratch, &used, sizeof(int32_t) * places);
     p.candidates = take(scratch, &used, sizeof(candidate) * (places + centers->stray_offsets[1] + 1));
     p.fine_query = take(scratch, &used, sizeof(int16_t) * centers->d);
     p.query = take(scratch, &used, sizeof(double) * centers->d);

@@ -106,9 +106,11 @@ static void score_all(const skivfpq_lists *l, int64_t first_block, int64_t n_blo
         const int32_t *terms = l->terms + (first_block + b) * BLOCK;
         const uint8_t *codes = l->codes + (first_block + b) * l->units * 64;
         score_block(codes, panel, starts, l->units, n, terms, NULL, out, hits);
-        for (int c = 0; c < n; c++)
-            for (int r = 0; r < BLOCK; r++)
-                scores[(c * n_blocks + b) * BLOCK + r] = terms[r] == ABSENT ? -ABSENT : out[c][r] + lowest[c];
+        ints16 absent = *(const ints16 *)terms == ABSENT;
+        for (int c = 0; c < n; c++) {
+            ints16 score = *(const ints16 *)out[c] + lowest[c];
+            *(ints16 *)(scores + (c * n_blocks + b) * BLOCK) = (absent & -ABSENT) | (~absent & score);
+        }
     }
 }
 
