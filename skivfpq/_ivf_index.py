@@ -30,6 +30,7 @@ from skivfpq._sklearn_private import (
     fit_context,
 )
 from skivfpq._validation import (
+    LARGEST,
     all_or_nothing,
     as_generator,
     check_integer,
@@ -483,6 +484,10 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             described.
         """
         file = self._fitted_file()
+        if X is not None and subset is None and refine_factor is None and self.refine_factor is None:
+            found = self._kneighbors_of_few(file, X, n_neighbors, n_probes)
+            if found is not None:
+                return found if return_distance else found[1]
         numbers, queries = self._queries(file, X)
         distances, indices = self._kneighbors(
             file,
@@ -494,6 +499,13 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             subset=subset,
         )
         return (distances, indices) if return_distance else indices
+
+    def _kneighbors_of_few(self, file, X, n_neighbors, n_probes):
+        """Neighbours of plain rows that need no further look, as the search itself takes less; else None."""
+        if "feature_names_in_" in vars(self):
+            return None
+        k = check_integer("n_neighbors", self.n_neighbors if n_neighbors is None else n_neighbors, 1)
+        return file.search_few(X, k, self._probes(file, n_probes), LARGEST)
 
     def _kneighbors(
         self, file, queries, n_neighbors=None, *, numbers=None, n_probes=None, refine_factor=None, subset=None
@@ -520,8 +532,12 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
 
     def _probes(self, file, n_probes):
         if n_probes is None:  # what was measured, unless the parameter was changed since
-            given = None if isinstance(self.n_probes, str) else check_integer("n_probes", self.n_probes, 1)
-            n_probes = self.n_probes_ if given is None or given == self._n_probes_param else given
+            given = (
+                self.n_probes
+                if isinstance(self.n_probes, str)
+                else check_integer("n_probes", self.n_probes, 1)
+            )
+            n_probes = self.n_probes_ if given in ("auto", self._n_probes_param) else given
         return min(check_integer("n_probes", n_probes, 1), len(file.centers))
 
     def _refine_factor(self, file, refine_factor=None):

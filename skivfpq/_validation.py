@@ -114,6 +114,8 @@ def _check_exact(values, name):
 
 def check_integer(name, value, low, high=None):
     """An int between low and high."""
+    if type(value) is int and value >= low and (high is None or value <= high):
+        return value  # at a glance
     if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name} must be an int, got {value!r} of type {type(value).__name__}.")
     if value < low or (high is not None and value > high):

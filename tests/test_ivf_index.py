@@ -4,8 +4,10 @@ import threading
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from scipy import sparse
 from sklearn.base import clone
 from sklearn.cluster import DBSCAN, KMeans, MiniBatchKMeans
 from sklearn.datasets import load_digits, make_blobs
@@ -153,6 +155,63 @@ def test_one_query_equals_the_batch(metric, name, n_probes):
         one_distances, one_indices = index.kneighbors(query[None])
         assert_array_equal(one_indices[0], indices[i])
         assert_array_equal(one_distances[0], distances[i])
+
+
+@pytest.mark.parametrize("name", list(QUANTIZERS))
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_few_plain_queries_are_answered_as_any_others(dtype, metric, name, monkeypatch):
+    """Their way around the checks gives the same bits, and leaves what is wrong to the checks."""
+    rng = np.random.default_rng(2)
+    X = rng.normal(size=(400, 9)).astype(dtype)
+    index = IVFIndex(11, 4, metric=metric, random_state=0, **QUANTIZERS[name]).fit(X)
+    queries = rng.normal(size=(5, 9)).astype(dtype)
+    given = [(queries,), (queries[:1], 1), (queries[2:4], 30), (queries, 400)]
+    found = [index.kneighbors(*args) for args in given]
+    by_probes = index.kneighbors(queries, 3, n_probes=2)
+    rows_only = index.kneighbors(queries, 3, return_distance=False)
+    monkeypatch.setattr(type(index._file), "search_few", lambda *args: None)
+    for args, (distances, indices) in zip(given, found):
+        others = index.kneighbors(*args)
+        assert indices.dtype == others[1].dtype
+        assert_array_equal(distances, others[0])
+        assert_array_equal(indices, others[1])
+    assert_array_equal(by_probes[1], index.kneighbors(queries, 3, n_probes=2)[1])
+    assert_array_equal(rows_only, index.kneighbors(queries, 3)[1])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error"),
+    [
+        (lambda q: q[:, :8].copy(), ValueError),
+        (lambda q: np.where(q == q[0, 0], np.nan, q), ValueError),
+        (lambda q: np.where(q == q[0, 0], np.inf, q), ValueError),
+        (lambda q: np.where(q == q[0, 0], -np.inf, q), ValueError),
+        (lambda q: q.astype(np.float64) * 1e200, ValueError),
+        (lambda q: q[:0], ValueError),
+        (lambda q: q[0], ValueError),
+        (lambda q: q.astype(str), ValueError),
+        (lambda q: q.astype(np.complex64), ValueError),
+        (lambda q: sparse.csr_array(q), TypeError),
+    ],
+)
+def test_a_few_wrong_queries_meet_the_same_errors(spoil, error, monkeypatch):
+    rng = np.random.default_rng(2)
+    index = IVFIndex(5, 2, random_state=0).fit(rng.normal(size=(100, 9)).astype(np.float32))
+    wrong = spoil(rng.normal(size=(3, 9)).astype(np.float32))
+    with pytest.raises(error) as first:
+        index.kneighbors(wrong)
+    monkeypatch.setattr(type(index._file), "search_few", lambda *args: None)
+    with pytest.raises(error) as second:
+        index.kneighbors(wrong)
+    assert str(first.value) == str(second.value)
+
+
+def test_names_of_features_are_looked_at_for_few_queries_too():
+    X = np.random.default_rng(0).normal(size=(50, 2)).astype(np.float32)
+    index = IVFIndex(3, 3, random_state=0).fit(pd.DataFrame(X, columns=["a", "b"]))
+    with pytest.warns(UserWarning, match="feature names"):
+        index.kneighbors(X[:1])
 
 
 def test_probed_lists_are_the_nearest_and_searched_exactly():

@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from skivfpq import _kernels
 from skivfpq._algorithms.codebooks import rotate
 from skivfpq._algorithms.inverted_lists import InvertedLists
 from skivfpq._algorithms.list_codes import CodedLists, CodeScan, Coding, ListCodes
@@ -143,6 +144,23 @@ class InvertedFile:
         else:
             keys, positions = self._refined(queries, k, n_probes, refine_factor, allowed, n_threads)
         return keys, self.lists.ids[positions].astype(np.int64, copy=False)
+
+    def search_few(self, X, k, n_probes, largest):
+        """Distances and row numbers (n_queries, k) for a few plain queries, as the user gave them; or None.
+
+        None is the answer for everything that is to be checked or searched otherwise.
+
+        largest : value that needs no further look
+        """
+        center_planes, rows = self.planes()
+        if rows is None or center_planes.planes is None or self.metric.is_cosine:
+            return None
+        if self.coding is not None and self.coding.codebooks.rotation is not None:
+            return None
+        takes_roots = self.metric.name == "euclidean"
+        return _kernels.native.search_few(
+            center_planes.planes.packed, rows.packed, X, k, n_probes, takes_roots, largest
+        )
 
     def _nearest(self, queries, k, n_probes, allowed, n_threads):
         """The k nearest rows by codes where there are, or by vectors: keys and positions, (n_queries, k)."""

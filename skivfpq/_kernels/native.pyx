@@ -7,6 +7,7 @@ import threading
 
 import numpy as np
 
+from libc.math cimport sqrt
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef extern from "scan.h":
@@ -1159,6 +1160,11 @@ cdef skivfpq_queries queries_of(const floating[:, ::1] queries, int64_t d) excep
     return all
 
 
+FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
+
+cdef enum:
+    FEW = 8  # list_planes.FEW_QUERIES
+
 _memory = threading.local()  # scratch of each thread, kept: the first touch of new pages takes longer than a search
 KEPT = 1 << 23  # bytes
 
@@ -1267,6 +1273,100 @@ def search_index(
     return n_unserved
 
 
+def search_few(
+    PackedLists centers,              # as in nearest_lists
+    PackedLists rows,                 # of their lists
+    X,                                # what the user gave
+    int64_t k,
+    int64_t n_probes,
+    bint takes_roots,                 # of keys
+    double largest,                   # value of float64 that is let pass
+):
+    """Distances and row numbers (n_queries, k) as ``search_index`` finds them; None for anything but a few plain
+    rows of floats, and where ``search_index`` does not serve: those are to be checked, and searched, otherwise."""
+    cdef const float[:, ::1] singles
+    cdef const double[:, ::1] doubles
+    cdef double[:, ::1] keys
+    cdef int64_t[:, ::1] positions
+    cdef skivfpq_queries all
+    cdef list keep = []
+    cdef char *scratch
+    cdef int64_t n, n_left, used, size
+    if type(X) is not np.ndarray or X.ndim != 2 or not X.flags.c_contiguous or not X.flags.aligned:
+        return None
+    n = X.shape[0]
+    if not 0 < n < FEW or X.shape[1] != rows.lists.d or not 0 < k <= rows.lists.offsets[rows.lists.n_lists]:
+        return None
+    if X.dtype == FLOAT32:
+        singles = X
+        if not finite_f32(&singles[0, 0], n * rows.lists.d):
+            return None
+        all = queries_of(singles, rows.lists.d)
+    elif X.dtype == FLOAT64:
+        doubles = X
+        if not within(&doubles[0, 0], n * rows.lists.d, largest):
+            return None
+        all = queries_of(doubles, rows.lists.d)
+    else:
+        return None
+    check_centers(centers, n_probes)
+    distances, indices = np.empty((n, k)), np.empty((n, k), dtype=np.int64)
+    keys, positions = distances, indices
+    used = (n * n_probes * 4 + 63) // 64 * 64
+    size = max(kernels.nearest_lists(&centers.lists, &centers.fine, &all, n_probes, NULL, NULL, NULL),
+               kernels.search_lists(&rows.lists, &all, NULL, n_probes, k, NULL, NULL, NULL, NULL))
+    scratch = scratch_of(used + size, keep)
+    with nogil:
+        n_left = search_few_rows(&centers.lists, &centers.fine, &rows.lists, &all, k, n_probes, takes_roots, &keys[0, 0],
+                                 &positions[0, 0], <int32_t *>scratch, scratch + used)
+    if n_left:
+        return None
+    return distances, indices
+
+
+cdef int64_t search_few_rows(
+    const skivfpq_lists *centers, const skivfpq_fine_points *fine, const skivfpq_lists *rows,
+    const skivfpq_queries *queries, int64_t k, int64_t n_probes, bint takes_roots, double *distances, int64_t *indices,
+    int32_t *probes, char *scratch,
+) noexcept nogil:
+    """Both steps of ``search_few``; returns how many queries are not served."""
+    cdef int64_t i, n_left = 0
+    cdef uint8_t[FEW] unserved
+    kernels.nearest_lists(centers, fine, queries, n_probes, probes, unserved, scratch)
+    for i in range(queries.n):
+        n_left += unserved[i]
+    if n_left:
+        return n_left
+    kernels.search_lists(rows, queries, probes, n_probes, k, distances, indices, unserved, scratch)
+    for i in range(queries.n):
+        n_left += unserved[i]
+    if n_left:
+        return n_left
+    for i in range(queries.n * k):
+        indices[i] = rows.ids[indices[i]]
+        if takes_roots:
+            distances[i] = sqrt(distances[i])
+    return 0
+
+
+cdef inline bint within(const double *values, int64_t n, double largest) noexcept nogil:
+    """Whether none is larger, or no number."""
+    cdef int64_t i, n_beyond = 0
+    for i in range(n):
+        n_beyond += not (-largest <= values[i] <= largest)
+    return n_beyond == 0
+
+
+cdef inline bint finite_f32(const float *values, int64_t n) noexcept nogil:
+    """Whether none is infinite or no number: by their exponents."""
+    cdef const uint32_t *bits = <const uint32_t *>values
+    cdef uint32_t found = 0
+    cdef int64_t i
+    for i in range(n):
+        found |= (bits[i] & 0x7F800000u) == 0x7F800000u
+    return found == 0
+
+
 def rank_rows(
     PackedLists rows,
     const floating[:, ::1] queries,   # IN (n_queries, n_features), as the metric sees them
@@ -1291,15 +1391,12 @@ def all_finite(const floating[:, ::1] X):
     """Whether no value is infinite or no number: by their exponents."""
     cdef int64_t i, n = X.shape[0] * X.shape[1]
     cdef uint64_t found = 0
-    cdef const uint32_t *bits32
     cdef const uint64_t *bits64
     if n == 0:
         return True
     with nogil:
         if floating is float:
-            bits32 = <const uint32_t *>&X[0, 0]
-            for i in range(n):
-                found |= (bits32[i] & 0x7F800000u) == 0x7F800000u
+            found = not finite_f32(&X[0, 0], n)
         else:
             bits64 = <const uint64_t *>&X[0, 0]
             for i in range(n):
