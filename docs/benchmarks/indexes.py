@@ -39,24 +39,24 @@ class Index:
 
 
 class Skivfpq(Index):
-    """IVFIndex over vectors, or over codes of 8 bits."""
+    """IVFIndex over vectors, or over codes."""
 
     parameter = "n_probes"
 
-    def __init__(self, n_lists="auto", n_subspaces=None):
-        self.n_lists, self.n_subspaces = n_lists, n_subspaces
+    def __init__(self, n_lists="auto", n_subspaces=None, n_bits=8):
+        self.n_lists, self.n_subspaces, self.n_bits = n_lists, n_subspaces, n_bits
 
     @property
     def name(self):
         """As IVFIndex is called."""
-        codes = f", PQ({self.n_subspaces}, 8)" if self.n_subspaces else ""
+        codes = f", PQ({self.n_subspaces}, {self.n_bits})" if self.n_subspaces else ""
         return f"n_lists={self.n_lists}{codes}"
 
     def build(self, X, threads):
         """Fit."""
         from skivfpq import IVFIndex, ProductQuantizer
 
-        codes = ProductQuantizer(self.n_subspaces, 8) if self.n_subspaces else None
+        codes = ProductQuantizer(self.n_subspaces, self.n_bits, random_state=0) if self.n_subspaces else None
         index = IVFIndex(self.n_lists, 1, fine_quantizer=codes, n_jobs=threads, random_state=0)
         self.index = index.fit(X)
         self.cap = index.n_lists_
@@ -150,6 +150,33 @@ class Faiss(Index):
         import faiss
 
         return faiss.serialize_index(self.index).nbytes / self.index.ntotal
+
+
+class FaissWithOurCodebooks(Faiss):
+    """IndexIVFPQ with the lists and the codebooks that IVFIndex learns, so that both index the same codes."""
+
+    def __init__(self, n_lists, n_subspaces):
+        super().__init__(f"IVF{n_lists},PQ{n_subspaces}x8", "nprobe", cap=n_lists)
+        self.ours = Skivfpq(n_lists, n_subspaces)
+
+    def build(self, X, threads):
+        """Train ours, hand over, add."""
+        import faiss
+
+        self.ours.build(X, threads)
+        self.limit(threads)
+        centers = self.ours.index.coarse_quantizer_.cluster_centers_.astype(np.float32)
+        codebooks = self.ours.index.fine_quantizer_.codebooks_
+        self.lists = faiss.IndexFlatL2(X.shape[1])  # which the index does not keep alive
+        self.lists.add(centers)
+        self.index = faiss.IndexIVFPQ(self.lists, X.shape[1], len(centers), len(codebooks), 8)
+        faiss.copy_array_to_vector(
+            np.concatenate([part.ravel() for part in codebooks]), self.index.pq.centroids
+        )
+        self.index.is_trained = True
+        self.index.precompute_table()
+        self.index.add(X)
+        self.cap, self.space = len(centers), faiss.ParameterSpace()
 
 
 class Hnswlib(Index):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import plot
 from data import DataError
+from indexes import FaissWithOurCodebooks
 from kmeans import notes
 from measure import PAUSE, Record, Stopwatch, first_runs, ratio, run_once, run_rounds, say, spread
 from pareto import cheapest, sweep, undominated
@@ -29,6 +30,7 @@ CHECKED_QUERIES = 50
 PROBES = (4, 16, 64)  # of the task pq
 BLOCK = 4096  # rows or queries whose differences are held at a time
 SLACK = 1.25  # beaten by so much in the first run, a configuration is not run again
+FLOAT_SUMS = 2e-5  # of squared lengths: what sums of float32 terms, which faiss adds up, may be wrong by
 TRIFLE = 1e-3  # seconds of a build that nothing is compared with
 GREEDY = 1.2  # times the cores allowed: remarked upon
 
@@ -268,14 +270,38 @@ def swept(problem, configurations, report, builds, failed):
 def codes(args, _data, problem, configurations, report, builds, failed):
     """IVF-PQ of the same sizes, at the same numbers of probes."""
     lines = notes({record.peer: record for record in builds})
-    lines.append("each library learns codebooks and lists of its own, from a sample as by its default")
+    lines.append("each library learns codebooks and lists of its own, but for faiss-same, which has ours")
     for n_probes in sorted({min(probes, configurations[0].index.cap) for probes in PROBES}):
         for one in configurations:
             measure(problem, one, (BATCH,), n_probes)
+        failed = [*failed, *different_neighbors(problem, configurations, n_probes)]
         title = f"IVF-PQ, {n_probes} probes, recall@{problem.k}"
         facts = {"task": "pq", "n_probes": n_probes}
         chosen = [(one, n_probes) for one in configurations]
         compare(args, problem, chosen, report, title, facts, lines, failed)
+
+
+def different_neighbors(problem, configurations, n_probes):
+    """What is wrong with the neighbours by codes that two libraries share: other rows, other than by ties."""
+    other = next((one for one in configurations if isinstance(one.index, FaissWithOurCodebooks)), None)
+    if other is None:
+        return []
+    index = other.index.ours
+    index.set(n_probes, None), other.index.set(n_probes, None)
+    found = index.batch(problem.Q, problem.k), other.index.batch(problem.Q, problem.k)
+    full = (found[1] >= 0).all(axis=1)  # lists that hold k rows
+    rows = index.index.reconstruct(np.arange(len(problem.X)))
+    distances = (squared_distances(rows, problem.Q[full], indices[full]) for indices in found)
+    ours, others = (np.sort(some, axis=1) for some in distances)
+    rounding = FLOAT_SUMS * np.square(problem.Q[full].astype(np.float64)).sum(axis=1, keepdims=True)
+    wrong = (np.abs(ours - others) > rounding).any(axis=1)
+    wrong |= (ours > others * (1 + 1e-6)).any(axis=1)  # theirs may be farther, by their rounding; ours never
+    wrong = int(np.count_nonzero(wrong))
+    return (
+        [f"n_probes={n_probes}: {wrong} of {full.sum()} queries get other rows from the same codes"]
+        if wrong
+        else []
+    )
 
 
 def exact(args, _data, problem, configurations, report, builds, failed):

@@ -3,6 +3,7 @@
 from indexes import (
     WIDEST,
     Faiss,
+    FaissWithOurCodebooks,
     Hnswlib,
     Pynndescent,
     Scann,
@@ -61,6 +62,18 @@ def pq_faiss(shape, k):
     return [Faiss(f"IVF{count},PQ{codes}x8", "nprobe", cap=count)]
 
 
+def pq_fastscan(shape, k):
+    """As many bytes in codes of 4 bits, scanned in registers."""
+    count, codes = pq_sizes(shape)
+    return [Faiss(f"IVF{count},PQ{2 * codes}x4fs", "nprobe", cap=count)]
+
+
+def pq_skivfpq(shape, k):
+    """IVFIndex over codes of 8 bits, and over as many bytes of codes of 4 bits."""
+    count, codes = pq_sizes(shape)
+    return [Skivfpq(count, codes), Skivfpq(count, 2 * codes, n_bits=4)]
+
+
 SEARCH_PEERS = [
     Peer(
         OURS,
@@ -69,7 +82,7 @@ SEARCH_PEERS = [
         "IVFIndex(n_lists, n_jobs, random_state=0), kneighbors(Q, k, n_probes); exact_neighbors",
         indexes={
             "flat": flat_skivfpq,
-            "pq": lambda shape, k: [Skivfpq(*pq_sizes(shape))],
+            "pq": pq_skivfpq,
             "exact": lambda shape, k: [SkivfpqAll(), SkivfpqExact()],
         },
     ),
@@ -85,7 +98,14 @@ SEARCH_PEERS = [
         "faiss-cpu",
         "faiss",
         "IVF, PQ with 4 bits for 4 features (fast scan), refined by exact distances of k_factor * k rows",
-        indexes={"flat": flat_fastscan},
+        indexes={"flat": flat_fastscan, "pq": pq_fastscan},
+    ),
+    Peer(
+        "faiss-same",
+        "faiss-cpu",
+        "faiss",
+        "IndexIVFPQ with the lists and codebooks of skivfpq, whose rows it must find; its build is both",
+        indexes={"pq": lambda shape, k: [FaissWithOurCodebooks(*pq_sizes(shape))]},
     ),
     Peer(
         "faiss-hnsw",

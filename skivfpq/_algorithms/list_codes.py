@@ -150,20 +150,22 @@ class Coding:
         return longest / self.unit / LONGEST_PART if longest > 0 else 1.0
 
     @cached_property
-    def levels(self):
-        """Codewords in levels, (n_pairs, n_codewords, 2); those that there are not repeat the last."""
+    def scaled(self):
+        """Features (n_features, n_codewords) of codewords, scaled; those that there are not repeat the last."""
         n = table_size(self.codebooks.n_codewords)
-        levels = np.zeros((self.pairs[-1], n, 2), dtype=np.int16)
-        for first, part in zip(self.pairs, self.codebooks.codewords):
-            whole = np.rint(part.astype(np.float64) / self.unit / self.level)
-            for j, column in enumerate(whole.T):
-                levels[first + j // 2, :, j % 2] = column[np.minimum(np.arange(n), len(part) - 1)]
-        return levels
+        scaled = np.empty((self.features[-1], n), dtype=np.float32)
+        for columns, part in zip(self.codebooks.slices, self.codebooks.codewords):
+            scaled[columns] = (part / self.unit).T[:, np.minimum(np.arange(n), len(part) - 1)]
+        return scaled
 
     @cached_property
-    def scaled_anchors(self):
-        """Turned anchors less the origin, scaled, (n_lists, n_features) float32."""
-        return ((self.turned_anchors - self.turned_origin) / self.unit).astype(np.float32)
+    def levels(self):
+        """The same in levels, in pairs of features: (n_pairs, n_codewords, 2)."""
+        levels = np.zeros((self.pairs[-1], self.scaled.shape[1], 2), dtype=np.int16)
+        for first, columns in zip(self.pairs, self.codebooks.slices):
+            for j, feature in enumerate(self.scaled[columns].astype(np.float64)):
+                levels[first + j // 2, :, j % 2] = np.rint(feature / self.level)
+        return levels
 
 
 class CodeScan:

@@ -10,10 +10,11 @@
 
 static inline int64_t code_bytes(const skivfpq_coded *c) { return c->n_codewords > 256 ? 2 : 1; }
 
-/* The highest entry of tables whose sums fit 16 bits, and those of two codes in a byte 8 bits. */
-static inline int64_t most_level(int64_t n_subspaces, int64_t n_codewords) {
-    int64_t most = n_codewords == 16 ? 127 : 255, fits = UINT16_MAX / n_subspaces;
-    return fits < most ? fits : most;
+/* Bits of entries whose sums fit 16 bits, and those of two codes in a byte 8 bits. */
+static inline int entry_bits(int64_t n_subspaces, int64_t n_codewords) {
+    int bits = n_codewords == 16 ? 7 : 8;
+    while (n_subspaces * ((1 << bits) - 1) > UINT16_MAX) bits--;
+    return bits;
 }
 
 #define ADC_SUMS_ARGUMENTS                                                                           \
@@ -21,20 +22,6 @@ static inline int64_t most_level(int64_t n_subspaces, int64_t n_codewords) {
         const void *columns, int64_t stride,       /* IN codes of the first row; codes from one column to the next */ \
         uint16_t *sums                             /* OUT (CHUNK,), of rows that are not there too */
 typedef void adc_sums(ADC_SUMS_ARGUMENTS);
-
-/* The sum of the products (n_subspaces, n_codewords) that the codes of a row select. */
-static int64_t sum_products(const skivfpq_coded *c, const int32_t *products, const void *codes, int64_t stride) {
-    int64_t sum = 0, n = c->n_codewords;
-    const uint8_t *codes8 = codes;
-    const uint16_t *codes16 = codes;
-    if (n > 256)
-        for (int64_t m = 0; m < c->n_subspaces; m++) sum += products[m * n + codes16[m * stride]];
-    else if (n > 16)
-        for (int64_t m = 0; m < c->n_subspaces; m++) sum += products[m * n + codes8[m * stride]];
-    else
-        for (int64_t m = 0; m < c->n_subspaces; m++) sum += products[m * n + (codes8[m / 2 * stride] >> m % 2 * 4 & 15)];
-    return sum;
-}
 
 #define PLAIN_SUMS(NAME, CODE)                                                                       \
     static void NAME(ADC_SUMS_ARGUMENTS) {                                                           \

@@ -67,10 +67,10 @@ cdef extern from "search.h":
         const int64_t *starts
         const void *codewords
         int is_f64
+        const float *scaled
         const int16_t *levels
         const int64_t *pairs
         const double *anchors
-        const float *scaled_anchors
         const double *origin
         const float *terms
         double unit
@@ -1105,7 +1105,7 @@ cdef class PackedCodes(PackedLists):
         cdef const uint8_t[::1] codewords = coding.codewords.view(np.uint8)
         cdef const int16_t[:, :, ::1] levels = coding.levels
         cdef const int64_t[::1] pairs = coding.pairs
-        cdef const float[:, ::1] scaled_anchors
+        cdef const float[:, ::1] scaled = coding.scaled
         cdef const double[:, ::1] anchors
         cdef const double[::1] origin = coding.turned_origin
         cdef const float[::1] terms
@@ -1116,26 +1116,27 @@ cdef class PackedCodes(PackedLists):
         coded.n_codewords = levels.shape[1]
         if (n == 0 or blocks.shape[0] != n_lists + 1 or offsets[n_lists] != n or features.shape[0] != starts.shape[0] + 1
                 or pairs.shape[0] != features.shape[0] or pairs[pairs.shape[0] - 1] != levels.shape[0]
-                or levels.shape[2] != 2 or features[features.shape[0] - 1] != lists.d
+                or levels.shape[2] != 2 or scaled.shape[0] != lists.d or scaled.shape[1] != coded.n_codewords
+                or features[features.shape[0] - 1] != lists.d
                 or coded.n_codewords % 16 or itemsize != (2 if coded.n_codewords > 256 else 1)
                 or coded.n_columns != ((coded.n_subspaces + 1) // 2 if coded.n_codewords == 16 else coded.n_subspaces)
                 or columns.shape[0] < (blocks[n_lists] * 16 * coded.n_columns + 64) * itemsize):
             raise ValueError("search: shapes of the codes do not fit together.")
-        self.arrays = [offsets, blocks, ids, columns, features, starts, codewords, levels, pairs,
-                       origin]
+        self.arrays = [offsets, blocks, ids, columns, features, starts, codewords, scaled, levels,
+                       pairs, origin]
         lists.kind, lists.metric = CODED, METRICS.index(rows.metric)
         lists.offsets, lists.blocks, lists.ids, lists.coded = &offsets[0], &blocks[0], &ids[0], coded
         coded.columns, coded.features, coded.starts = <const void *>&columns[0], &features[0], &starts[0]
         coded.codewords, coded.is_f64 = <const void *>&codewords[0], coding.codewords.dtype == np.float64
+        coded.scaled = &scaled[0, 0]
         coded.levels, coded.pairs, coded.origin = &levels[0, 0, 0], &pairs[0], &origin[0]
-        coded.anchors, coded.scaled_anchors, coded.terms, coded.allowed = NULL, NULL, NULL, NULL
+        coded.anchors, coded.terms, coded.allowed = NULL, NULL, NULL
         if coding.is_residual:
-            anchors, scaled_anchors = coding.turned_anchors, coding.scaled_anchors
-            if (anchors.shape[0] != n_lists or anchors.shape[1] != lists.d or scaled_anchors.shape[0] != n_lists
-                    or scaled_anchors.shape[1] != lists.d):
+            anchors = coding.turned_anchors
+            if anchors.shape[0] != n_lists or anchors.shape[1] != lists.d:
                 raise ValueError("search: shapes of the anchors do not fit together.")
-            coded.anchors, coded.scaled_anchors = &anchors[0, 0], &scaled_anchors[0, 0]
-            self.arrays += [anchors, scaled_anchors]
+            coded.anchors = &anchors[0, 0]
+            self.arrays.append(anchors)
         if rows.terms is not None:
             terms = rows.terms
             coded.terms = &terms[0]

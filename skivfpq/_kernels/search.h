@@ -30,10 +30,10 @@ typedef struct {
     const int64_t *starts;    /* (n_subspaces,) where the codewords of each begin */
     const void *codewords;    /* (k_m, width_m) one subspace after the other */
     int is_f64;               /* whether codewords are float64, and decoded rows */
+    const float *scaled;      /* (d, n_codewords) features of codewords, scaled */
     const int16_t *levels;    /* (n_pairs, n_codewords, 2) pairs of features of codewords, of scale level */
     const int64_t *pairs;     /* (n_subspaces + 1,) the first pair of each subspace */
     const double *anchors;    /* (n_lists, d), or NULL for zeros */
-    const float *scaled_anchors; /* (n_lists, d) without origin, or NULL */
     const double *origin;     /* (d,) */
     const float *terms;       /* (n,) |y|^2 + 2 (a - o).y, scaled; 1 / |a + y| for the cosine; NULL for products */
     double unit, level;       /* level: scaled; no part of a codeword is longer than 32000 of it */
