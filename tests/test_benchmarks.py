@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from numpy.testing import assert_array_equal
+from numpy.testing import assert_allclose, assert_array_equal
 
 BENCHMARKS = Path(__file__).parents[1] / "docs" / "benchmarks"
 ROWS = np.arange(12).reshape(4, 3)
@@ -71,7 +71,20 @@ def test_some_rows_are_drawn_without_repetition(tmp_path):
     drawn = load(tmp_path / "a.npy", n_rows=30).X
     assert len(np.unique(drawn[:, 0])) == 30
     assert_array_equal(drawn, load(tmp_path / "a.npy", n_rows=30).X)
-    assert len(load(tmp_path / "a.npy", n_rows=1000).X) == 100
+
+
+def test_more_rows_lie_between_neighbours(tmp_path):
+    from data import load
+
+    np.save(tmp_path / "a.npy", np.arange(200.0).reshape(100, 2))
+    grown = load(tmp_path / "a.npy", n_rows=1000)
+    assert grown.name == "a.npy, with rows between neighbours"
+    assert grown.X.shape == (1000, 2)
+    assert np.isin(np.arange(0, 200, 2), grown.X[:, 0]).all()
+    assert len(np.unique(grown.X[:, 0])) > 900
+    assert_allclose(grown.X[:, 1] - grown.X[:, 0], 1, rtol=1e-4)  # all of them on the line
+    assert grown.X.min() >= 0
+    assert grown.X.max() <= 199
 
 
 MALFORMED = {
@@ -513,7 +526,11 @@ def test_search_end_to_end(tmp_path, rng):
     tasks = [section["task"] for section in document["sections"]]
     assert tasks == ["indexes", "flat", "flat", "pq", "pq", "exact"]
     indexes, low, high, pq, _, exact = document["sections"]
-    assert [one["configuration"] for one in indexes["configurations"]] == ["n_lists=auto", "n_lists=14"]
+    assert [one["configuration"] for one in indexes["configurations"]] == [
+        "n_lists=auto",
+        "n_lists=7",
+        "n_lists=14",
+    ]
     assert all(one["points"][0]["parameter"] == 1 for one in indexes["configurations"])
     for section, target in ((low, 0.8), (high, 1)):
         assert section["target"] == target

@@ -255,6 +255,17 @@ def test_the_index_finds_what_its_rows_say(metric, quantizer, refine_factor, rng
         assert_allclose(distances[i], file.metric.distances(keys), rtol=1e-12, atol=1e-15)
 
 
+def test_a_query_of_zeros_is_as_far_from_every_row_by_the_cosine(rng):
+    X = rows_of("normal", 200, 6, rng)
+    fine = ProductQuantizer(2, 3, random_state=0)
+    index = IVFIndex(4, 4, metric="cosine", fine_quantizer=fine, refine_factor=2, random_state=0).fit(X)
+    queries = np.concatenate([np.zeros((1, 6), dtype=np.float32), X[:9]])
+    distances, indices = index.kneighbors(queries, 5)
+    assert_array_equal(distances[0], np.ones(5))
+    assert_array_equal(indices[0], np.arange(5))
+    assert_array_equal(indices[1:, 0], np.arange(9))
+
+
 def test_turned_codes_are_found_where_they_say(rng):
     """What reconstruct gives is as far from a query as kneighbors says, if only to the rounding of its floats."""
     X = rows_of("normal", 500, 12, rng)

@@ -16,6 +16,10 @@ DESCRIPTORS = "descriptors"  # in place of a file's name
 LONGEST_ROW = 1_000_000  # values; a .fvecs file that claims more is none
 
 
+NEIGHBORS = 10  # that new rows lie between
+GROWN = 65536  # rows at a time
+
+
 class DataError(ValueError):
     """The data cannot be used; the message is for the person who asked."""
 
@@ -35,7 +39,7 @@ class Data:
 
 
 def load(path=None, n_rows=None):
-    """Rows of a file, or of the sample photographs, as float32; n_rows of them at random."""
+    """Rows of a file, or of the sample photographs, as float32; n_rows of them, or grown to as many."""
     if path is None:
         source, name = sample_patches(), "patches of the sample photographs"
     elif str(path) == DESCRIPTORS:
@@ -44,7 +48,30 @@ def load(path=None, n_rows=None):
         source, name = read(path), Path(path).name
     if n_rows is not None and n_rows < len(source):
         source = source[np.sort(np.random.default_rng(0).choice(len(source), n_rows, replace=False))]
-    return Data(name, as_float32(source, name), str(source.dtype))
+    X = as_float32(source, name)
+    if n_rows is not None and n_rows > len(X):
+        X, name = grown(X, n_rows), f"{name}, with rows between neighbours"
+    return Data(name, X, str(source.dtype))
+
+
+def grown(X, n_rows):
+    """X and as many more rows as are missing, each somewhere between a row and one of its neighbours.
+
+    The density of the data rises with their number, their dimension and their clusters stay.
+    """
+    from skivfpq import IVFIndex
+
+    rng = np.random.default_rng(0)
+    neighbors = IVFIndex(n_probes=8, n_neighbors=NEIGHBORS, random_state=0).fit(X).kneighbors()[1]
+    more = np.empty((n_rows, X.shape[1]), dtype=np.float32)
+    more[: len(X)] = X
+    for start in range(len(X), n_rows, GROWN):
+        block = slice(start, min(start + GROWN, n_rows))
+        rows = rng.integers(len(X), size=block.stop - start)
+        others = neighbors[rows, rng.integers(NEIGHBORS, size=len(rows))]
+        shares = rng.random((len(rows), 1), dtype=np.float32)
+        more[block] = X[rows] + shares * (X[others] - X[rows])
+    return more[rng.permutation(n_rows)]
 
 
 def sample_patches():

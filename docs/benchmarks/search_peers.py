@@ -1,5 +1,7 @@
 """The peers of ``search``: for each task, a function of the rows' shape and of k that lists their indexes."""
 
+import math
+
 from indexes import (
     WIDEST,
     Faiss,
@@ -17,18 +19,23 @@ from indexes import (
 from peers import OURS, Peer
 from quantize import subspaces
 
-LIST_COUNTS = (512, 1024, 2048)
 ROWS_PER_LIST = 39  # faiss warns below that
 
 
 def list_counts(n_rows):
-    """Numbers of inverted lists to try."""
-    return sorted({list_count(n_rows, wanted) for wanted in LIST_COUNTS})
+    """Numbers of inverted lists to try: the power of two near 4 sqrt(n_rows), half and twice as many."""
+    middle = list_count(n_rows)
+    return sorted({fitting(n_rows, count) for count in (middle // 2, middle, 2 * middle)})
 
 
-def list_count(n_rows, wanted=1024):
-    """That many inverted lists, or fewer where rows are few."""
-    return min(wanted, max(1, n_rows // ROWS_PER_LIST))
+def list_count(n_rows):
+    """That power of two, or fewer where rows are few."""
+    return fitting(n_rows, 2 ** round(math.log2(4 * math.sqrt(n_rows))))
+
+
+def fitting(n_rows, count):
+    """That many lists, or as many as can be trained."""
+    return max(1, min(count, n_rows // ROWS_PER_LIST))
 
 
 def flat_skivfpq(shape, k):

@@ -151,7 +151,7 @@ class Coding:
 
     @cached_property
     def scaled(self):
-        """Features (n_features, n_codewords) of codewords, scaled; those that there are not repeat the last."""
+        """Features (n_features, n_codewords) of codewords, scaled; the last again where they are few."""
         n = table_size(self.codebooks.n_codewords)
         scaled = np.empty((self.features[-1], n), dtype=np.float32)
         for columns, part in zip(self.codebooks.slices, self.codebooks.codewords):

@@ -166,9 +166,11 @@ def instruction_set():
 def exact_rows(metric, queries, rows, k, n_threads=1, ids=None):
     """``nearest_rows`` by the certified search where that pays: keys and positions, (n_queries, k)."""
     ids = np.arange(len(rows), dtype=np.int32 if len(rows) < 1 << 31 else np.int64) if ids is None else ids
-    planes = None
-    if len(queries) >= FEW_QUERIES:
-        planes = pack_lists(metric, rows, np.array([0, len(rows)]), ids, n_threads)
+    if len(queries) < FEW_QUERIES:  # packing takes longer than to look at every row
+        candidates = np.tile(np.arange(len(rows)), (len(queries), 1))
+        found = rank_rows(metric, rows, ids, queries, candidates, k, n_threads)
+        return nearest_rows(metric, queries, rows, k, ids) if found is None else found
+    planes = pack_lists(metric, rows, np.array([0, len(rows)]), ids, n_threads)
     if planes is None:
         return nearest_rows(metric, queries, rows, k, ids)
     return _search_one_list(metric, queries, planes, k, n_threads)

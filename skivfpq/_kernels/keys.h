@@ -40,7 +40,7 @@ static void load_query(const skivfpq_queries *all, int64_t number, int64_t d, do
 }
 
 /* By the cosine all keys are 1 then. */
-static inline int is_zero(const double *query, int64_t d) {
+static int is_zero(const double *query, int64_t d) {
     for (int64_t j = 0; j < d; j++)
         if (query[j] != 0) return 0;
     return 1;
@@ -237,12 +237,12 @@ static double product_key(const double *query, double *row, int64_t d) {
     return -sum_in_order(row, d);
 }
 
-/* Between a unit query and a row brought to length one, as reference.unit_rows does; 1 for a row of zeros. */
+/* Between a unit query and a row brought to length one, as reference.unit_rows does; 1 where either is zeros. */
 static double cosine_key(const double *query, double *row, int64_t d) {
     double largest = 0, squares[d];
     int exponent;
     for (int64_t j = 0; j < d; j++) largest = fmax(largest, fabs(row[j]));
-    if (largest == 0) return 1;
+    if (largest == 0 || is_zero(query, d)) return 1;
     frexp(largest, &exponent);
     for (int64_t j = 0; j < d; j++) row[j] = ldexp(row[j], -exponent), squares[j] = row[j] * row[j];
     double norm = sqrt(sum_in_order(squares, d));
