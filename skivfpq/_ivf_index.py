@@ -593,7 +593,8 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     def _radius_neighbors(self, file, numbers, queries, radius, subset=None):
         radius = check_number("radius", radius)
         distances, indices = np.empty(len(queries), dtype=object), np.empty(len(queries), dtype=object)
-        found = file.search_radius(queries, radius, _allowed(file.lists, subset))
+        n_threads = effective_n_jobs(self.n_jobs)
+        found = file.search_radius(queries, radius, _allowed(file.lists, subset), n_threads)
         for i, (near, ids) in enumerate(found):
             others = slice(None) if numbers is None else ids != numbers[i]
             distances[i], indices[i] = near[others], ids[others]

@@ -19,6 +19,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from skivfpq import IVFIndex, LloydKMeans, ProductQuantizer, _kernels, exact_neighbors, neighbors_recall
+from skivfpq._algorithms import ivf
 
 # 512 codewords are more than some of these tests have rows
 pytestmark = pytest.mark.filterwarnings("ignore:A subspace has only")
@@ -258,6 +259,39 @@ def test_radius_neighbors_are_all_within_the_radius(metric, name):
                 assert (plain[i][indices[i]] <= radius + 1e-9 * abs(radius)).all()
             assert (np.diff(distances[i]) >= 0).all()
             assert_allclose(distances[i], plain[i][indices[i]], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("name", list(QUANTIZERS))
+@pytest.mark.parametrize("most", [8192, 32])
+def test_radius_neighbors_are_found_by_all_means_alike(metric, name, most, monkeypatch):
+    """By ever more nearest rows, or by all lists that are near: the same rows and the same bits."""
+    monkeypatch.setattr(ivf, "NEAREST_WITHIN", (4, most))
+    X, queries = data("float32")
+    X = np.concatenate([X, X[:40], X[:40]])
+    queries = np.concatenate([queries, X[:5]])
+    index = IVFIndex(13, 1, metric=metric, random_state=0, **QUANTIZERS[name]).fit(X)
+    radii = np.quantile(index.kneighbors(queries, 40, n_probes=13)[0], [0, 0.02, 0.3, 1])
+    subsets = [None, np.arange(0, 480, 5)]
+    found = [index.radius_neighbors(queries, r, subset=subset) for r in radii for subset in subsets]
+    monkeypatch.setattr(type(index._file), "_nearest_within", lambda *args: iter(()))
+    others = [index.radius_neighbors(queries, r, subset=subset) for r in radii for subset in subsets]
+    for (distances, indices), (other_distances, other_indices) in zip(found, others):
+        for one, other in zip([*distances, *indices], [*other_distances, *other_indices]):
+            assert one.dtype == other.dtype
+            assert_array_equal(one, other)
+    assert max(map(len, found[-2][1])) > 40
+
+
+def test_no_row_within_a_radius():
+    X, queries = data("float32")
+    index = IVFIndex(13, 1, random_state=0).fit(X)
+    distances, indices = index.radius_neighbors(queries + 1000, 1.0)
+    assert all(len(row) == 0 and row.dtype == np.float64 for row in distances)
+    assert all(len(row) == 0 and row.dtype == np.int64 for row in indices)
+    assert len(index.radius_neighbors(X[:1], 0.0)[1][0]) == 1
+    empty = index.remove(np.arange(400)).radius_neighbors(queries, 5.0)[1]
+    assert all(len(row) == 0 for row in empty)
 
 
 def test_radius_neighbors_of_the_rows_and_of_a_subset():

@@ -27,6 +27,8 @@ from skivfpq._algorithms.search import (
 )
 from skivfpq._kernels import row_blocks, row_norms
 
+NEAREST_WITHIN = 32, 8192  # neighbours that are looked for within a radius: at first, and at most
+
 
 @dataclass(frozen=True, eq=False)
 class InvertedFile:
@@ -278,21 +280,58 @@ class InvertedFile:
         vectors = self.lists.rows["vectors"]
         return pair_keys(self.metric, queries, lambda positions: self.metric.rows(vectors[positions]))
 
-    def search_radius(self, queries, radius, allowed=None):
+    def search_radius(self, queries, radius, allowed=None, n_threads=1):
         """Distances and row numbers of all rows within a radius, a pair of arrays for each query."""
         for block in self._query_blocks(len(queries)):
-            some = queries[block].astype(np.float64, copy=False)
-            yield from self._search_radius_block(some, radius, allowed)
+            yield from self._search_radius_block(queries[block], radius, allowed, n_threads)
 
-    def _search_radius_block(self, queries, radius, allowed):
+    def _search_radius_block(self, queries, radius, allowed, n_threads):
         key = self.metric.key_of_radius(radius)
-        if self.metric.is_cosine and self.coding is not None:  # decoded rows are renormalised
-            lowest = np.full((len(queries), len(self.centers)), -np.inf)
-        else:
-            lowest = lowest_keys(self.metric, queries, self.anchors, self._reach())
-        near, numbers = np.nonzero(lowest <= key)
+        doubles = queries.astype(np.float64, copy=False)
+        lowest = self._lowest_keys(doubles)
+        found = [(np.empty(0), np.empty(0, dtype=np.int64))] * len(queries)
+        left = np.flatnonzero((lowest <= key).any(axis=1))
+        for numbers, keys, positions in self._nearest_within(queries, left, lowest, key, allowed, n_threads):
+            distances = self.metric.distances(keys)
+            counts = (distances <= radius).sum(axis=1)  # they ascend
+            ids = self.lists.ids[positions].astype(np.int64, copy=False)
+            for number, row, own, count in zip(numbers, distances, ids, counts):
+                found[number] = row[:count].copy(), own[:count].copy()
+            left = np.setdiff1d(left, numbers, assume_unique=True)
+        if len(left):
+            others = self._all_within(doubles[left], lowest[left] <= key, radius, key, allowed)
+            for number, pair in zip(left, others):
+                found[number] = pair
+        return found
+
+    def _nearest_within(self, queries, numbers, lowest, key, allowed, n_threads):
+        """Yield queries, with keys and positions (n, k) of all their rows up to a key, where k is enough.
+
+        lowest : (n_queries, n_lists) keys of no rows of a list are lower
+        """
+        rows = self.planes(n_threads)[1]
+        if rows is None or not len(numbers):
+            return
+        rows = rows if allowed is None else rows.allowing(allowed)
+        turned = None if self.coding is None else self.coding.turned_queries(queries)
+        queries = queries if turned is None else turned
+        sizes = self._allowed_sizes(allowed)
+        k = min(NEAREST_WITHIN[0], sizes.sum())
+        while len(numbers) and k > 0:
+            probes = _lists_that_hold(k, lowest[numbers], key, sizes)
+            keys, positions, unserved = rows.search(queries[numbers], probes, k, n_threads)
+            whole = (keys[:, -1] > key) | (k == sizes.sum())
+            whole[unserved] = False
+            yield numbers[whole], keys[whole], positions[whole]
+            whole[unserved] = True  # no larger k will help
+            if 4 * k > NEAREST_WITHIN[1]:
+                return
+            numbers, k = numbers[~whole], min(4 * k, sizes.sum())
+
+    def _all_within(self, queries, near, radius, key, allowed):
+        """The same as pairs of distances and row numbers, by looking at every list that is near, in NumPy."""
         pool = Pool(len(queries), None, self._exact_keys(queries), self.lists.ids, threshold=key)
-        pairs = near, numbers, np.ones(len(near), dtype=bool)
+        pairs = *np.nonzero(near), np.ones(np.count_nonzero(near), dtype=bool)
         search_lists(self._scan(queries, allowed), self.lists.offsets, pairs, pool)
         found, positions, keys = pool.ranked()
         distances = self.metric.distances(keys)
@@ -301,6 +340,12 @@ class InvertedFile:
         ids = self.lists.ids[positions[inside]].astype(np.int64)
         bounds = np.searchsorted(found, np.arange(len(queries) + 1))
         return [(distances[i:j], ids[i:j]) for i, j in pairwise(bounds)]
+
+    def _lowest_keys(self, queries):
+        """No row of a list has a lower key, (n_queries, n_lists)."""
+        if self.metric.is_cosine and self.coding is not None:  # decoded rows are renormalised
+            return np.full((len(queries), len(self.centers)), -np.inf)
+        return lowest_keys(self.metric, queries, self.anchors, self._reach())
 
     def _reach(self):
         """Radii of the lists, more by what rounding does to decoded rows, (n_lists,)."""
@@ -315,6 +360,19 @@ class InvertedFile:
         vectors = self.lists.rows["vectors"]
         _, positions = exact_rows(self.metric, queries, vectors, k, n_threads, self.lists.ids)
         return self.lists.ids[positions]
+
+
+def _lists_that_hold(k, lowest, key, sizes):
+    """Lists that may hold rows with keys up to one, (n_queries, n), -1 for none; more until they hold k rows.
+
+    lowest : (n_queries, n_lists)
+    """
+    order = np.argsort(lowest, axis=1, kind="stable")
+    held = np.cumsum(sizes[order], axis=1)
+    is_near = np.take_along_axis(lowest, order, 1) <= key
+    wanted = is_near | (held - sizes[order] < k)
+    widest = wanted.sum(axis=1).max()
+    return np.where(wanted, order, -1)[:, :widest].astype(np.int32)
 
 
 def without_self(keys, indices, numbers):
