@@ -427,6 +427,46 @@ def test_all_finite_sees_every_place(dtype, value):
         assert not native.all_finite(spoilt)
 
 
+@pytest.mark.parametrize("case", ["normal", "long rows", "integers", "zeros", "duplicates"])
+@pytest.mark.parametrize("name", METRICS)
+def test_only_lists_that_changed_are_packed_again(instruction_set, name, case, rng):
+    metric = Metric(name)
+    X = rows_of(case, (500, 13), np.float32, rng)
+    X[::90] *= 40  # strays
+    planes = filed(metric, X, 10, rng)
+    lists = np.searchsorted(planes.offsets, np.arange(500), side="right") - 1
+    kept = (rng.random(500) < 0.6) | (lists % 3 > 0)  # rows of every third list go, and others come
+    new = rows_of(case, (60, 13), np.float32, rng)
+    new_lists = rng.choice([0, 3, 6], size=60)
+    order = np.argsort(np.concatenate([lists[kept], new_lists]), kind="stable")
+    vectors = np.ascontiguousarray(np.concatenate([X[kept], new])[order])
+    sizes = np.bincount(np.concatenate([lists[kept], new_lists]), minlength=10)
+    offsets = np.concatenate([[0], np.cumsum(sizes)])
+    ids = rng.permutation(len(vectors)).astype(np.int32)
+    changed = np.arange(10) % 3 == 0
+    updated = planes.updated(metric, vectors, offsets, ids, changed)
+    for number in np.flatnonzero(~changed):
+        blocks = np.s_[updated.blocks[number] : updated.blocks[number + 1]]
+        old_blocks = np.s_[planes.blocks[number] : planes.blocks[number + 1]]
+        assert_array_equal(updated.codes[blocks], planes.codes[old_blocks])
+        assert_array_equal(updated.terms[blocks], planes.terms[old_blocks])
+    queries = metric.queries(rows_of(case, (30, 13), np.float32, rng))
+    assert assert_same_search(metric, updated, queries, 4, all_lists(30, 10, rng)) >= (
+        28 if case != "zeros" else 0
+    )
+
+
+def test_rows_beyond_the_scale_have_all_packed_again(rng):
+    metric, X = Metric("euclidean"), rng.normal(size=(300, 8)).astype(np.float32)
+    offsets, ids = np.array([0, 100, 200, 300]), np.arange(300, dtype=np.int32)
+    planes = list_planes.pack_lists(metric, X, offsets, ids)
+    changed = np.array([False, True, False])
+    assert planes.updated(metric, X, offsets, ids, changed) is not None
+    X = X.copy()
+    X[100:200] *= 1000
+    assert planes.updated(metric, X, offsets, ids, changed) is None
+
+
 def test_arrays_that_do_not_fit_are_refused(rng):
     metric, X = Metric("euclidean"), rng.normal(size=(50, 4))
     planes = filed(metric, X, 3, rng)

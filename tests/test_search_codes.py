@@ -135,7 +135,9 @@ def filed(name, slices, codewords, codes, labels):
     lists = InvertedLists.empty(n_lists)
     file = InvertedFile(Metric(name), np.zeros((n_lists, n_features)), coding, None, lists)
     terms = {} if name == "inner_product" else {"terms": np.zeros(len(codes), dtype=np.float32)}
-    return file._with_lists(lists.append(labels, {"codes": codes, **terms}, np.ones(len(codes))))
+    return file._with_lists(
+        lists.append(labels, {"codes": codes, **terms}, np.ones(len(codes))), np.ones(n_lists)
+    )
 
 
 @native_only

@@ -274,18 +274,19 @@ def codes(args, _data, problem, configurations, report, builds, failed):
     for n_probes in sorted({min(probes, configurations[0].index.cap) for probes in PROBES}):
         for one in configurations:
             measure(problem, one, (BATCH,), n_probes)
-        failed = [*failed, *different_neighbors(problem, configurations, n_probes)]
+        wrong, remarks = compare_same_codes(problem, configurations, n_probes)
+        failed = [*failed, *wrong]
         title = f"IVF-PQ, {n_probes} probes, recall@{problem.k}"
         facts = {"task": "pq", "n_probes": n_probes}
         chosen = [(one, n_probes) for one in configurations]
-        compare(args, problem, chosen, report, title, facts, lines, failed)
+        compare(args, problem, chosen, report, title, facts, [*lines, *remarks], failed)
 
 
-def different_neighbors(problem, configurations, n_probes):
-    """What is wrong with the neighbours by codes that two libraries share: other rows, other than by ties."""
+def compare_same_codes(problem, configurations, n_probes):
+    """What is wrong with the neighbours by codes that two libraries share, and remarks."""
     other = next((one for one in configurations if isinstance(one.index, FaissWithOurCodebooks)), None)
     if other is None:
-        return []
+        return [], []
     index = other.index.ours
     index.set(n_probes, None), other.index.set(n_probes, None)
     found = index.batch(problem.Q, problem.k), other.index.batch(problem.Q, problem.k)

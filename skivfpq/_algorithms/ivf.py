@@ -13,7 +13,14 @@ from skivfpq import _kernels
 from skivfpq._algorithms.codebooks import rotate
 from skivfpq._algorithms.inverted_lists import InvertedLists
 from skivfpq._algorithms.list_codes import CodedLists, CodeScan, Coding, ListCodes
-from skivfpq._algorithms.list_planes import CenterPlanes, exact_rows, instruction_set, pack_lists, rank_rows
+from skivfpq._algorithms.list_planes import (
+    CenterPlanes,
+    ListPlanes,
+    exact_rows,
+    instruction_set,
+    pack_lists,
+    rank_rows,
+)
 from skivfpq._algorithms.planes import nearest_centers
 from skivfpq._algorithms.search import (
     Metric,
@@ -27,6 +34,7 @@ from skivfpq._algorithms.search import (
 )
 from skivfpq._kernels import row_blocks, row_norms
 
+MOST_CHANGED = 0.5  # share of the lists beyond which all are packed anew
 NEAREST_WITHIN = 32, 8192  # neighbours that are looked for within a radius: at first, and at most
 
 
@@ -73,7 +81,8 @@ class InvertedFile:
             labels[block], lengths[block], rows = self._file(vectors[block], n_threads)
             for name, array in rows.items():
                 kept.setdefault(name, np.empty((len(vectors), *array.shape[1:]), array.dtype))[block] = array
-        return self._with_lists(self._lists_of_rows().append(labels, kept, lengths))
+        changed = np.bincount(labels, minlength=len(self.centers)) > 0
+        return self._with_lists(self._lists_of_rows().append(labels, kept, lengths), changed)
 
     def _file(self, vectors, n_threads):
         """Labels of some rows, their distances to their anchors, and what else is kept of them."""
@@ -86,7 +95,9 @@ class InvertedFile:
 
     def remove(self, numbers):
         """The file without the rows of these numbers."""
-        return self._with_lists(self._lists_of_rows().remove(numbers))
+        lists = self.lists.list_of(self.lists.positions[numbers])
+        changed = np.bincount(lists, minlength=len(self.centers)) > 0
+        return self._with_lists(self._lists_of_rows().remove(numbers), changed)
 
     def _lists_of_rows(self):
         """The lists with codes row by row, not as they are kept."""
@@ -95,12 +106,19 @@ class InvertedFile:
             return self.lists
         return replace(self.lists, rows={**rows, "codes": rows["codes"].rows()})
 
-    def _with_lists(self, lists):
-        """The file of such lists."""
+    def _with_lists(self, lists, changed):
+        """The file of such lists, of which some (n_lists,) bool were changed."""
         if "codes" in lists.rows:
             codes = ListCodes.of(lists.rows["codes"], lists.offsets, self.codebooks.n_codewords)
             lists = replace(lists, rows={**lists.rows, "codes": codes})
-        return replace(self, lists=lists)
+        file = replace(self, lists=lists)
+        for key, (centers, planes) in self._packed.items():
+            if isinstance(planes, ListPlanes) and changed.mean() < MOST_CHANGED:
+                vectors = lists.rows["vectors"]
+                planes = planes.updated(self.metric, vectors, lists.offsets, lists.ids, changed)
+                if planes is not None and key == instruction_set():
+                    file._packed[key] = centers, planes
+        return file
 
     def kept_rows(self, positions):
         """Rows as they are kept: vectors, or decoded codes as the metric sees them."""

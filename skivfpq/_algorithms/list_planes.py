@@ -15,6 +15,7 @@ ABSENT = 1_000_000_000  # the term of places without a row, and of rows that are
 PACKED_ROWS = 16384  # at a time
 QUERIES_PER_TASK = 2048
 SCRATCH_BYTES = 1 << 25  # of a task, about
+MOST_STRAYS = 0.01  # share of rows that may have become strays before all are packed anew
 LEAST_RANGE = 64  # of integers whose unit is not too coarse for queries between them
 FEW_QUERIES = 8  # for which rows are not packed, nor threads asked
 NONE = np.empty(0, dtype=np.intp)
@@ -42,6 +43,7 @@ class ListPlanes:
     query_scale: float
     error: float
     longest: float  # of scale a
+    quantizer: object  # Levels or Bytes, for rows to come
     fine: tuple | None = None  # int16 points, of pack_fine
 
     @property
@@ -60,6 +62,42 @@ class ListPlanes:
         terms.reshape(-1)[_places(self.offsets, self.blocks)[~allowed]] = ABSENT
         strays = self.strays[allowed[self.strays]]
         return replace(self, terms=terms, strays=strays, stray_offsets=np.searchsorted(strays, self.offsets))
+
+    def updated(self, metric, vectors, offsets, ids, changed):
+        """Planes after some lists changed, (n_lists,) bool: those alone are packed; None if all must be."""
+        sizes = np.diff(offsets)
+        rows = np.flatnonzero(np.repeat(changed, sizes))
+        if not _can_serve(vectors, ids):
+            return None
+        old_lists, new_lists = np.flatnonzero(~changed), np.flatnonzero(changed)
+        first_blocks = _first_blocks(offsets)
+        codes = aligned((first_blocks[-1], *self.codes.shape[1:]))
+        terms = np.empty((first_blocks[-1], BLOCK), dtype=np.int32)
+        strays, error, longest = [], self.error, self.longest
+        _copy_lists(self, old_lists, old_lists, offsets, first_blocks, codes, terms, strays)
+        if len(rows):
+            own = np.concatenate([[0], np.cumsum(sizes[changed])])
+            part = _pack(metric, vectors[rows], own, ids[rows], self.quantizer, 1)
+            _copy_lists(
+                part, np.arange(len(new_lists)), new_lists, offsets, first_blocks, codes, terms, strays
+            )
+            error, longest = max(error, part.error), max(longest, part.longest)
+        strays = np.sort(np.concatenate(strays))
+        if len(strays) > len(self.strays) + MOST_STRAYS * len(ids):
+            return None  # their scale has become too small
+        return replace(
+            self,
+            vectors=vectors,
+            offsets=offsets,
+            ids=ids,
+            codes=codes,
+            blocks=first_blocks,
+            terms=terms,
+            strays=strays,
+            stray_offsets=np.searchsorted(strays, offsets),
+            error=error,
+            longest=longest,
+        )
 
     def search(self, queries, probes, k, n_threads):
         """The k nearest rows of each query in the lists that it probes, (n_queries, n_probes), -1 for none.
@@ -197,7 +235,11 @@ def pack_lists(metric, vectors, offsets, ids, n_threads=1):
     quantizer = Bytes.of(sample) or Levels.of(sample)
     if not 1e-15 < quantizer.scale < 1e15:
         return None
-    first_blocks = np.concatenate([[0], np.cumsum(-(-np.diff(offsets) // BLOCK))])
+    return _pack(metric, vectors, offsets, ids, quantizer, n_threads)
+
+
+def _pack(metric, vectors, offsets, ids, quantizer, n_threads):
+    first_blocks = _first_blocks(offsets)
     places = _places(offsets, first_blocks)
     codes, sq_norms, errors = _pack_points(metric, vectors, places, first_blocks[-1], quantizer, n_threads)
 
@@ -224,7 +266,30 @@ def pack_lists(metric, vectors, offsets, ids, n_threads=1):
         query_scale,
         float(errors[~is_stray].max(initial=0)),
         float(quantizer.scale * np.sqrt(sq_norms[~is_stray].max(initial=0))) * (1 + 1e-9),
+        quantizer,
     )
+
+
+def _first_blocks(offsets):
+    """The first block of each list, (n_lists + 1,)."""
+    return np.concatenate([[0], np.cumsum(-(-np.diff(offsets) // BLOCK))])
+
+
+def _copy_lists(planes, lists, new_lists, offsets, first_blocks, codes, terms, strays):
+    """Blocks of some lists of planes to where other planes have them; their strays, a new array of positions.
+
+    codes, terms : INOUT of the other planes, strays : INOUT list
+    """
+    counts = np.diff(planes.blocks)[lists]
+    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    source = np.repeat(planes.blocks[lists], counts) + within
+    target = np.repeat(first_blocks[new_lists], counts) + within
+    codes[target], terms[target] = planes.codes[source], planes.terms[source]
+    numbers = np.full(len(planes.blocks) - 1, -1)
+    numbers[lists] = new_lists
+    own = np.searchsorted(planes.offsets, planes.strays, side="right") - 1
+    kept = numbers[own] >= 0
+    strays.append((planes.strays - planes.offsets[own])[kept] + offsets[numbers[own[kept]]])
 
 
 def _pack_points(metric, vectors, places, n_blocks, quantizer, n_threads):
