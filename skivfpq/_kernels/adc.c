@@ -327,7 +327,7 @@ static int64_t scan_first(code_search *s, const code_list *codes) {
     for (int64_t first = 0; first < n; first += CHUNK) score_chunk(s, codes, first, scores + first);
     for (int64_t i = 0; c->allowed && i < n; i++) scores[i] = c->allowed[codes->position + i] ? scores[i] : -ABSENT;
     for (; n % 16; n++) scores[n] = -ABSENT;
-    if (count_from(scores, n, 1 - ABSENT) >= s->rank.k) set_threshold(q, highest_key(q, kth_score(scores, n, s->rank.k)));
+    if (count_from(scores, n, 1 - ABSENT) >= s->rank.k) set_threshold(q, highest_key(q, kth_score(scores, n, s->rank.k, s->rank.k / 8)));
     add_rows(s, codes, 0, n_rows, scores);
     return n_rows;
 }

@@ -119,8 +119,8 @@ static int64_t count_from(const int32_t *scores, int64_t n, int32_t least) {
     return count;
 }
 
-/* A score that k places or a few more reach, the best possible but for those few: by bisection. n: as above */
-static int32_t kth_score(const int32_t *scores, int64_t n, int64_t k) {
+/* A score that k places reach, or up to so many more, the best possible but for those: by bisection. n: as above */
+static int32_t kth_score(const int32_t *scores, int64_t n, int64_t k, int64_t more) {
     ints16 lowest = {0}, highest = {0};
     lowest += INT32_MAX, highest += INT32_MIN;
     for (int64_t i = 0; i < n; i += 16) {
@@ -137,7 +137,7 @@ static int32_t kth_score(const int32_t *scores, int64_t n, int64_t k) {
         int64_t count = count_from(scores, n, middle);
         if (count >= k) low = middle;
         else high = middle - 1;
-        if (count >= k && count <= k + k / 8) break;
+        if (count >= k && count <= k + more) break;
     }
     return low;
 }

@@ -8,8 +8,10 @@
 #include "queries.h"
 #include "select.h"
 
+#define RANKS 1e9 /* that nearness is told apart by */
+
 typedef struct {
-    double nearness; /* the distance by fine points, or minus the product */
+    double nearness;
     int32_t list;
 } candidate;
 
@@ -19,8 +21,10 @@ typedef struct {
     int64_t n_probes;
     query_point points[COLUMNS];
     int32_t *scores;        /* (COLUMNS, places) */
-    int32_t *near;          /* (places,) of them those that may be near */
-    candidate *candidates;  /* (places,) */
+    int32_t *near;          /* (places,) candidates, those that may be among the nearest */
+    double *nearness;       /* (places,) theirs */
+    int32_t *ranks;         /* (places,) theirs */
+    candidate *open;        /* (places,) of them those that fine points cannot tell apart */
     int16_t *fine_query;    /* (d,) */
     double *query, *row;    /* (d,) */
 } probing;
@@ -31,7 +35,8 @@ static inline int is_nearer(candidate a, candidate b) {
 
 SELECT(select_nearest, candidate, is_nearer)
 
-/* Nearness of the lists of n candidates by fine points; returns how wrong any may be. */
+/* Nearness of n candidates by fine points: squared distances, or minus products; returns how wrong any distance, or
+ * product, may be. */
 static double measure(probing *p, int64_t n) {
     const double *query = p->query;
     const skivfpq_lists *l = p->centers;
@@ -39,24 +44,22 @@ static double measure(probing *p, int64_t n) {
     int is_product = l->metric == BY_PRODUCT;
     float origin[l->d], scale, error, most = 0;
     int32_t sq_norm, labels[TOGETHER], dots[TOGETHER];
-    double base = 0, reach = 0, length = 0, longest = 0;
+    double base = 0, reach = 0, longest = 0;
     for (int64_t j = 0; j < l->d; j++) {
         origin[j] = is_product ? 0 : l->origin[j];
         if (is_product) base += query[j] * l->origin[j], reach += fabs(query[j] * l->origin[j]);
     }
     PACK_FINE(query, 1, 1, l->d, origin, p->fine_query, &scale, &error, &sq_norm);
-    length = scale * sqrt((double)sq_norm);
+    double sq_length = (double)scale * scale * sq_norm, length = sqrt(sq_length);
     for (int64_t i = 0; i < n; i += TOGETHER) {
         int together = n - i < TOGETHER ? (int)(n - i) : TOGETHER;
-        for (int c = 0; c < TOGETHER; c++) labels[c] = p->candidates[c < together ? i + c : i].list;
+        for (int c = 0; c < TOGETHER; c++) labels[c] = p->near[c < together ? i + c : i];
         products(p->fine_query, fine->codes, labels, TOGETHER, l->d, dots);
         for (int c = 0; c < together; c++) {
-            int32_t list = labels[c];
-            double other = (double)fine->scales[list] * fine->scales[list] * fine->sq_norms[list];
-            double product = (double)scale * fine->scales[list] * dots[c];
-            p->candidates[i + c].nearness =
-                is_product ? -base - product : sqrt(fmax(length * length - 2 * product + other, 0));
-            most = fmaxf(most, fine->errors[list]), longest = fmax(longest, other);
+            float own = fine->scales[labels[c]];
+            double other = (double)own * own * fine->sq_norms[labels[c]], product = (double)scale * own * dots[c];
+            p->nearness[i + c] = is_product ? -base - product : sq_length - 2 * product + other;
+            most = fmaxf(most, fine->errors[labels[c]]), longest = fmax(longest, other);
         }
     }
     longest = sqrt(longest);
@@ -65,26 +68,47 @@ static double measure(probing *p, int64_t n) {
     return (most + error) * (1 + ROUNDING) + 1e-6 * (length + longest) + TINY; /* roots of cancelled squares */
 }
 
-/* The n_probes nearest of n candidates to the front: exactly. */
-static void choose(probing *p, int64_t n) {
-    candidate *all = p->candidates;
-    int64_t n_probes = p->n_probes, n_sure = 0, n_near = 0;
-    double error = measure(p, n), last = 0;
-    select_nearest(all, n, n_probes);
-    for (int64_t i = 0; i < n_probes; i++) last = i == 0 || all[i].nearness > last ? all[i].nearness : last;
-    double low = last - 2 * error, high = last + 2 * error;
-    for (int64_t i = 0; i < n; i++) n_near += !(all[i].nearness > high);
-    if (n_near == n_probes) return;
-    for (int64_t i = 0, near = 0; i < n && near < n_near; i++) /* near ones to the front, surely nearest first */
-        if (!(all[i].nearness > high)) {
-            candidate found = all[i];
-            all[i] = all[near], all[near] = found;
-            if (found.nearness < low) all[near] = all[n_sure], all[n_sure++] = found;
-            near++;
-        }
-    for (int64_t i = n_sure; i < n_near; i++) all[i].nearness = exact_key(p->centers, p->query, all[i].list, p->row);
-    select_nearest(all + n_sure, n_near - n_sure, n_probes - n_sure);
-    for (int64_t i = n_sure; i < n_probes; i++) all[i].nearness = last; /* as far as that goes, not squared */
+/* Nearness in whole numbers, the nearest the highest: OUT ranks (n,), and -ABSENT up to the next 16; in units of what
+ * is returned, which starts from the lowest. */
+static double rank_nearness(const double *nearness, int64_t n, double lowest, double highest, int32_t *ranks) {
+    double unit = fmax((highest - lowest) / RANKS, fabs(highest) * 1e-15 + TINY * TINY), per_unit = 1 / unit;
+    for (int64_t i = 0; i < n; i++) ranks[i] = (int32_t)((highest - nearness[i]) * per_unit);
+    for (; n % 16; n++) ranks[n] = -ABSENT;
+    return unit;
+}
+
+/* The n_probes nearest of n candidates, OUT probes, the nearest first: exactly. */
+static void choose(probing *p, int64_t n, int32_t *probes) {
+    const double *nearness = p->nearness;
+    int32_t *ranks = p->ranks;
+    double error = 2 * measure(p, n), lowest = nearness[0], highest = nearness[0], low, high;
+    int64_t n_probes = p->n_probes, n_sure = 0, n_open = 0, first = 0;
+    for (int64_t i = 1; i < n; i++)
+        lowest = nearness[i] < lowest ? nearness[i] : lowest, highest = nearness[i] > highest ? nearness[i] : highest;
+    double unit = rank_nearness(nearness, n, lowest, highest, ranks);
+    double last = highest - unit * kth_score(ranks, (n + 15) / 16 * 16, n_probes, 0); /* the last's, if unit less */
+    if (p->centers->metric == BY_PRODUCT) low = last - unit - error, high = last + error;
+    else {
+        double distance = sqrt(fmax(last, 0)) + error, below = sqrt(fmax(last - unit, 0)) - error;
+        high = distance * distance, low = below > 0 ? below * below : -INFINITY;
+    }
+    for (int64_t i = 0; i < n; i++) {
+        if (nearness[i] > high + unit) continue;
+        if (nearness[i] < low - unit) {
+            if (nearness[i] == lowest) first = n_sure;
+            probes[n_sure++] = p->near[i];
+        } else p->open[n_open++] = (candidate){nearness[i], p->near[i]};
+    }
+    if (n_open > n_probes - n_sure) {
+        for (int64_t i = 0; i < n_open; i++)
+            p->open[i].nearness = exact_key(p->centers, p->query, p->open[i].list, p->row);
+        select_nearest(p->open, n_open, n_probes - n_sure);
+    }
+    for (int64_t i = 0; n_sure + i < n_probes; i++) probes[n_sure + i] = p->open[i].list;
+    if (n_sure == 0)
+        for (int64_t i = 1; i < n_probes; i++) first = is_nearer(p->open[i], p->open[first]) ? i : first;
+    int32_t nearest = probes[first];
+    probes[first] = probes[0], probes[0] = nearest;
 }
 
 /* Candidates by score; returns how many, or 0 where scores cannot serve. */
@@ -95,36 +119,27 @@ static int64_t gather(probing *p, int c, const int32_t *scores) {
     int32_t least = -ABSENT + 1;
     if (p->n_probes < n_scored) {
         q->threshold = INT32_MIN;
-        if (!set_threshold(q, highest_key(q, kth_score(scores, places, p->n_probes)))) return 0;
+        if (!set_threshold(q, highest_key(q, kth_score(scores, places, p->n_probes, p->n_probes / 8)))) return 0;
         least = q->threshold > least ? q->threshold : least;
     }
     n = places_from(scores, places, least, p->near);
-    for (int64_t i = 0; i < n; i++) p->candidates[i].list = p->near[i];
-    for (int64_t i = 0; i < l->stray_offsets[1]; i++) p->candidates[n++].list = (int32_t)l->strays[i];
+    for (int64_t i = 0; i < l->stray_offsets[1]; i++) p->near[n++] = (int32_t)l->strays[i];
     return n;
-}
-
-/* The nearest of some lists first. */
-static void take_probes(const candidate *all, int64_t n_probes, int32_t *probes) {
-    int64_t nearest = 0;
-    for (int64_t i = 0; i < n_probes; i++) {
-        probes[i] = all[i].list;
-        if (all[i].nearness < all[nearest].nearness) nearest = i;
-    }
-    int32_t first = probes[0];
-    probes[0] = probes[nearest], probes[nearest] = first;
 }
 
 int64_t NEAREST_LISTS(const skivfpq_lists *centers, const skivfpq_fine_points *fine, const skivfpq_queries *queries,
                       int64_t n_probes, int32_t *probes, uint8_t *unserved, char *scratch) {
     int64_t n = queries->n, width = centers->units * 4, places = centers->blocks[1] * BLOCK, used = 0;
+    int64_t n_places = places + centers->stray_offsets[1] + 16;
     const query_point *points[COLUMNS];
     const int8_t *levels[COLUMNS];
     probing p = {.centers = centers, .fine = fine, .n_probes = n_probes};
     int8_t *codes = take(scratch, &used, COLUMNS * width), *panel = take(scratch, &used, COLUMNS * width);
     p.scores = take(scratch, &used, sizeof(int32_t) * (n < COLUMNS ? n : COLUMNS) * places);
-    p.near = take(scratch, &used, sizeof(int32_t) * places);
-    p.candidates = take(scratch, &used, sizeof(candidate) * (places + centers->stray_offsets[1] + 1));
+    p.near = take(scratch, &used, sizeof(int32_t) * n_places);
+    p.nearness = take(scratch, &used, sizeof(double) * n_places);
+    p.ranks = take(scratch, &used, sizeof(int32_t) * n_places);
+    p.open = take(scratch, &used, sizeof(candidate) * n_places);
     p.fine_query = take(scratch, &used, sizeof(int16_t) * centers->d);
     p.query = take(scratch, &used, sizeof(double) * centers->d);
     p.row = take(scratch, &used, sizeof(double) * centers->d);
@@ -145,8 +160,7 @@ int64_t NEAREST_LISTS(const skivfpq_lists *centers, const skivfpq_fine_points *f
             unserved[first + c] = n_candidates < n_probes;
             if (unserved[first + c]) continue;
             load_query(queries, first + c, centers->d, p.query);
-            choose(&p, n_candidates);
-            take_probes(p.candidates, n_probes, probes + (first + c) * n_probes);
+            choose(&p, n_candidates, probes + (first + c) * n_probes);
         }
     }
     end_scan();

@@ -40,7 +40,7 @@ static void set_first_thresholds(search *s, int64_t list, const int32_t *queries
         query_point *q = &s->states[queries[c]].point;
         const int32_t *scores = s->scores + c * places;
         if (count_from(scores, places, 1 - ABSENT) < s->rank.k) continue;
-        set_threshold(q, highest_key(q, kth_score(scores, places, s->rank.k)));
+        set_threshold(q, highest_key(q, kth_score(scores, places, s->rank.k, s->rank.k / 8)));
     }
 }
 
