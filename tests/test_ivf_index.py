@@ -208,6 +208,13 @@ def test_a_few_wrong_queries_meet_the_same_errors(spoil, error, monkeypatch):
     assert str(first.value) == str(second.value)
 
 
+def test_more_neighbors_than_any_integer_holds_are_refused():
+    index = IVFIndex(5, 2, random_state=0).fit(np.random.default_rng(0).normal(size=(100, 3)))
+    for k in (101, 2**40, 10**30):
+        with pytest.raises(ValueError, match="Expected n_neighbors <= n_samples_fit"):
+            index.kneighbors(np.zeros((2, 3)), k)
+
+
 def test_names_of_features_are_looked_at_for_few_queries_too():
     X = np.random.default_rng(0).normal(size=(50, 2)).astype(np.float32)
     index = IVFIndex(3, 3, random_state=0).fit(pd.DataFrame(X, columns=["a", "b"]))

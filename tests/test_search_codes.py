@@ -268,6 +268,90 @@ def test_a_query_of_zeros_is_as_far_from_every_row_by_the_cosine(rng):
     assert_array_equal(indices[1:, 0], np.arange(9))
 
 
+@native_only
+def test_few_rows_near_zero_do_not_make_all_scores_coarse(instruction_set, rng):
+    """Their cosines are evaluated one by one; so is what they are to a subset."""
+    X = rows_of("normal", 400, 8, rng)
+    file = coded_file("cosine", X, 4, 2, 200, rng, residual=False)
+    codes = file.lists.rows["codes"].rows()
+    codes[::50] = 0  # a codeword of next to nothing, in both subspaces
+    words = [part.copy() for part in file.codebooks.codewords]
+    words[0][0], words[1][0] = 1e-9, -1e-9
+    labels = file.lists.list_of(np.arange(400))
+    coding = Coding.of(file.metric, file.centers, Codebooks(file.codebooks.slices, words, None), False)
+    anchors = coding.anchors[labels]
+    terms = coding._terms(coding.codebooks.decode(codes).astype(np.float64), anchors, codes, labels)
+    lists = InvertedLists.empty(4).append(
+        labels, {"codes": codes, "terms": terms.astype(np.float32)}, np.ones(400)
+    )
+    file = InvertedFile(file.metric, file.centers, coding, None, InvertedLists.empty(4))._with_lists(
+        lists, np.ones(4)
+    )
+    assert len(file.planes()[1].strays) == 8
+    assert file.planes()[1].largest_term < 100
+    queries = file.metric.queries(rows_of("normal", 20, 8, rng))
+    queries[0] = file.metric.rows(np.array([[1.0] * 4 + [-1.0] * 4]))[0]
+    assert assert_same_search(file, queries, 10) == 20
+    assert assert_same_search(file, queries, 10, None, np.arange(400) % 3 == 0) == 20
+
+
+@native_only
+def test_turned_rows_that_cancel_keep_their_cosine(rng):
+    """Terms are those of the turned rows: turned back, one may round to zero."""
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        rotation = random_rotation(4, rng)
+        X = np.rint(rows_of("normal", 40, 4, rng)).astype(np.float32)
+        file = coded_file("cosine", X, 3, 1, 12, rng, rotation=rotation)
+        exact = np.linalg.norm(file._decoded(np.arange(40)).astype(np.float64), axis=1)
+        terms = file.lists.rows["terms"]
+        assert_allclose(terms[exact > 0], (file.coding.unit / exact[exact > 0]), rtol=1e-5)
+        assert_same_search(file, file.metric.queries(X[:9]), 5)
+
+
+def test_rows_that_overflow_are_left_to_numpy(rng):
+    X = rows_of("normal", 30, 4, rng) * np.float32(5e37)
+    file = coded_file("euclidean", X, 2, 1, 10, rng)
+    assert file.planes()[1] is None or file.coding.reach < 3e38
+    wide = np.zeros((6, 20_000), dtype=np.float32)
+    wide[:, 0] = np.arange(6)
+    index = IVFIndex(1, 1, metric="cosine", fine_quantizer=ProductQuantizer(1, 1, max_iter=1), random_state=0)
+    assert index.fit(wide + 1).kneighbors(wide[:1] + 1, 2)[1].shape == (1, 2)
+
+
+@native_only
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("probes", [[0, 1], [1, 0]])
+def test_products_with_centers_that_cancel(share, probes, rng):
+    """Four running sums of 16,384 products are wrong by more than the rows differ by."""
+    d = 16384
+    third = d // 12 * 4
+    ones = np.zeros(d)
+    ones[:third], ones[third : 3 * third] = 1, -0.5  # which sum up to nothing
+
+    def running(values):
+        return sum(np.cumsum(values[lane::4])[-1] for lane in range(4))
+
+    query = max((c * ones for c in rng.uniform(1, 2, 300)), key=lambda q: abs(running(q) - q.sum()))
+    query = query if running(query) < query.sum() else -query
+    length = np.linalg.norm(query)
+    anchors = np.ones((2, d))
+    anchors[1] = 0
+    anchors[1, [0, third]] = 1, 2  # orthogonal to the query, exactly
+    between = (query.sum() - (query.sum() - running(query)) * share) / length**2  # where the other row is
+    words = np.array([0 * query, between * query])
+    coding = Coding.of(Metric("inner_product"), anchors, Codebooks([slice(0, d)], [words], None), True)
+    lists = InvertedLists.empty(2)
+    file = InvertedFile(Metric("inner_product"), anchors, coding, None, lists)
+    codes = np.array([[0], [1]], dtype=np.uint8)
+    file = file._with_lists(lists.append(np.array([0, 1]), {"codes": codes}, np.ones(2)), np.ones(2))
+    keys, positions, left = file.planes()[1].search(query[None], np.array([probes]), 1, 1)
+    true_keys, true = brute_force(file, query[None], [[0, 1]], 1)
+    assert len(left) == 0
+    assert_array_equal(positions, true)
+    assert_array_equal(keys, true_keys)
+
+
 def test_turned_codes_are_found_where_they_say(rng):
     """What reconstruct gives is as far from a query as kneighbors says, if only to the rounding of its floats."""
     X = rows_of("normal", 500, 12, rng)
@@ -313,7 +397,10 @@ def test_arrays_that_do_not_fit_are_refused(rng):
         ("allowed", np.ones(3, np.uint8)),
     ):
         spoilt = type(rows)(
-            **{**{f: getattr(rows, f) for f in ("coding", "codes", "ids", "terms", "allowed")}, name: wrong}
+            **{
+                **{f: getattr(rows, f) for f in ("coding", "codes", "ids", "terms", "strays", "allowed")},
+                name: wrong,
+            }
         )
         with pytest.raises(ValueError, match="shapes"):
             native.PackedCodes(spoilt)

@@ -16,7 +16,7 @@ DESCRIPTORS = "descriptors"  # in place of a file's name
 LONGEST_ROW = 1_000_000  # values; a .fvecs file that claims more is none
 
 
-NEIGHBORS = 10  # that new rows lie between
+NEIGHBORS = 10  # whose spread new rows have
 GROWN = 65536  # rows at a time
 
 
@@ -50,14 +50,15 @@ def load(path=None, n_rows=None):
         source = source[np.sort(np.random.default_rng(0).choice(len(source), n_rows, replace=False))]
     X = as_float32(source, name)
     if n_rows is not None and n_rows > len(X):
-        X, name = grown(X, n_rows), f"{name}, with rows between neighbours"
+        X, name = grown(X, n_rows), f"{name}, with rows near others"
     return Data(name, X, str(source.dtype))
 
 
 def grown(X, n_rows):
-    """X and as many more rows as are missing, each somewhere between a row and one of its neighbours.
+    """X and as many more rows as are missing, each near a row, spread like its neighbours.
 
-    The density of the data rises with their number, their dimension and their clusters stay.
+    The density of the data rises with their number; their clusters, and their dimension near a row (up to
+    that of its neighbours), stay.
     """
     from skivfpq import IVFIndex
 
@@ -68,9 +69,10 @@ def grown(X, n_rows):
     for start in range(len(X), n_rows, GROWN):
         block = slice(start, min(start + GROWN, n_rows))
         rows = rng.integers(len(X), size=block.stop - start)
-        others = neighbors[rows, rng.integers(NEIGHBORS, size=len(rows))]
-        shares = rng.random((len(rows), 1), dtype=np.float32)
-        more[block] = X[rows] + shares * (X[others] - X[rows])
+        weights = rng.standard_normal((len(rows), NEIGHBORS), dtype=np.float32) / np.sqrt(NEIGHBORS)
+        more[block] = X[rows]
+        for weight, others in zip(weights.T, neighbors[rows].T):
+            more[block] += weight[:, None] * (X[others] - X[rows])
     return more[rng.permutation(n_rows)]
 
 

@@ -69,7 +69,7 @@ def add_common_arguments(parser, module):
         type=Path,
         help=".npy, .npz, .fvecs, .bvecs, .ivecs or .hdf5, or the word descriptors (default: image patches)",
     )
-    add("--rows", type=int, help="use that many rows, drawn at random, or more between neighbours")
+    add("--rows", type=int, help="use that many rows, drawn at random, or more, near others")
     tasks = list(getattr(module, "DEFAULT_TASKS", module.TASKS))
     add("--tasks", nargs="+", choices=module.TASKS, default=tasks, help=f"default: {' '.join(tasks)}")
     if hasattr(module, "DEFAULT_ITERATIONS"):

@@ -112,12 +112,13 @@ class InvertedFile:
             codes = ListCodes.of(lists.rows["codes"], lists.offsets, self.codebooks.n_codewords)
             lists = replace(lists, rows={**lists.rows, "codes": codes})
         file = replace(self, lists=lists)
-        for key, (centers, planes) in self._packed.items():
-            if isinstance(planes, ListPlanes) and changed.mean() < MOST_CHANGED:
-                vectors = lists.rows["vectors"]
-                planes = planes.updated(self.metric, vectors, lists.offsets, lists.ids, changed)
-                if planes is not None and key == instruction_set():
-                    file._packed[key] = centers, planes
+        key = instruction_set()
+        centers, planes = self._packed.get(key, (None, None))
+        if isinstance(planes, ListPlanes) and changed.mean() < MOST_CHANGED:
+            vectors = lists.rows["vectors"]
+            planes = planes.updated(self.metric, vectors, lists.offsets, lists.ids, changed)
+            if planes is not None:
+                file._packed[key] = centers, planes
         return file
 
     def kept_rows(self, positions):
@@ -173,7 +174,7 @@ class InvertedFile:
         largest : value that needs no further look
         """
         center_planes, rows = self.planes()
-        if rows is None or center_planes.planes is None or self.metric.is_cosine:
+        if rows is None or center_planes.planes is None or self.metric.is_cosine or k > len(self.lists.ids):
             return None
         if self.coding is not None and self.coding.codebooks.rotation is not None:
             return None

@@ -9,6 +9,7 @@ import numpy as np
 from skivfpq import _kernels
 from skivfpq._algorithms.codebooks import Codebooks, rotate
 from skivfpq._algorithms.list_planes import kernel_name, search_lists
+from skivfpq._algorithms.planes import WIDEST
 from skivfpq._algorithms.search import EPS, Metric
 from skivfpq._kernels import UNDERFLOW, adc_scan, row_norms
 
@@ -16,6 +17,7 @@ BLOCK = 16  # rows
 READ_BEHIND = 64  # codes that kernels may read behind the last
 TERM_EPS = np.finfo(np.float32).eps
 LONGEST_PART = 32000  # so that products of two parts fit 32 bits
+LARGEST_TERM = 16  # times the median, of rows that are scored
 NIBBLES = 16  # codewords that fit half a byte
 
 
@@ -96,15 +98,15 @@ class Coding:
         codes = self.codebooks.encode((rows - anchors).astype(self.codebooks.dtype), n_threads)
         decoded = self.codebooks.decode(codes).astype(np.float64)
         lengths = np.sqrt(np.square(decoded).sum(axis=1))
-        terms = self._terms(decoded, anchors)
+        terms = self._terms(decoded, anchors, codes, labels)
         return {"codes": codes} | ({} if terms is None else {"terms": terms.astype(np.float32)}), lengths
 
     @np.errstate(over="ignore")
-    def _terms(self, decoded, anchors):
+    def _terms(self, decoded, anchors, codes, labels):
         if self.metric.is_product:
             return None
         if self.metric.is_cosine:
-            inverse_norms = self.metric.inverse_norms((decoded + anchors).astype(self.codebooks.dtype))
+            inverse_norms = self.metric.inverse_norms(self.decode(codes, labels))
             return np.minimum(self.unit * inverse_norms, np.finfo(np.float32).max)
         scaled, shifts = decoded / self.unit, (anchors - self.origin) / self.unit
         return (scaled * (scaled + 2 * shifts)).sum(axis=1)
@@ -293,15 +295,24 @@ class CodedLists:
     codes: ListCodes
     ids: np.ndarray  # (n_rows,) int32, row numbers
     terms: np.ndarray | None  # (n_rows,) float32, of Coding.encode
-    allowed: np.ndarray | None = None  # (n_rows,) uint8, whether a row may be found
+    strays: np.ndarray  # positions of rows that are evaluated, not scored
+    allowed: np.ndarray | None = None  # (n_rows,) uint8, whether a row may be found by its score
 
     @classmethod
     def of(cls, coding, lists):
         """Of InvertedLists; None where the kernel cannot serve."""
         can_serve = _kernels.NATIVE and len(lists.ids) and lists.ids.dtype == np.int32
-        if not (can_serve and 1e-100 < coding.unit < 1e100):
+        if not (can_serve and coding.features[-1] <= WIDEST and 1e-100 < coding.unit < 1e100):
             return None
-        return cls(coding, lists.rows["codes"], lists.ids, lists.rows.get("terms"))
+        if not coding.reach < np.finfo(coding.codebooks.dtype).max:
+            return None
+        codes, terms = lists.rows["codes"], lists.rows.get("terms")
+        strays, allowed = np.empty(0, dtype=np.intp), None
+        if coding.metric.is_cosine:  # the few rows whose terms would make all scores coarse
+            is_stray = terms > LARGEST_TERM * np.median(terms)
+            if is_stray.any():
+                strays, allowed = np.flatnonzero(is_stray), (~is_stray).astype(np.uint8)
+        return cls(coding, codes, lists.ids, terms, strays, allowed)
 
     @property
     def metric(self):
@@ -315,8 +326,15 @@ class CodedLists:
 
     @cached_property
     def largest_term(self):
-        """Of all rows, if only a little."""
-        return 1.0 if self.terms is None else float(max(self.terms.max(), 1e-30))
+        """Of all rows but strays, if only a little."""
+        if self.terms is None:
+            return 1.0
+        return float(max(np.delete(self.terms, self.strays).max(initial=0), 1e-30))
+
+    @cached_property
+    def stray_offsets(self):
+        """Where those of each list start, (n_lists + 1,)."""
+        return np.searchsorted(self.strays, self.offsets)
 
     @cached_property
     def packed(self):
@@ -329,4 +347,6 @@ class CodedLists:
 
     def allowing(self, allowed):
         """The same of which only allowed rows, a mask over positions, are found."""
-        return replace(self, allowed=allowed.astype(np.uint8))
+        mask = allowed.astype(np.uint8)
+        mask[self.strays] = 0
+        return replace(self, strays=self.strays[allowed[self.strays]], allowed=mask)

@@ -233,6 +233,7 @@ static int set_tables(code_search *s, const int32_t *probes, int64_t n_probes) {
     floats += n * step * (1.01 / places + 255 * 0x1p-21);
     double decoded = c->rounding * c->reach / c->unit;
     decoded *= is_distance ? sqrt(farthest) + c->longest_word + decoded : length;
+    if (!is_distance) decoded += LARGEST_SUM_ERROR * length * c->reach / c->unit; /* of dot */
     s->per_step = (float)(step / score), s->per_product = (float)(1 / score);
     s->per_term = (float)(is_distance ? 0.5 / score : 1 / c->largest_term);
     q->metric = l->metric, q->is_linear = 1, q->threshold = INT32_MIN;
@@ -334,9 +335,12 @@ static int64_t scan_first(code_search *s, const code_list *codes) {
 
 /* All lists that a query probes, the nearest first. */
 static void scan_lists(code_search *s, const int32_t *probes, int64_t n_probes) {
+    const skivfpq_lists *l = s->rank.lists;
     for (int64_t p = 0; p < n_probes && probes[p] >= 0; p++) {
         code_list codes = codes_of(s, probes[p], s->list_terms[p]);
         if (p + 1 < n_probes && probes[p + 1] >= 0) fetch_list(s, probes[p + 1]);
+        for (int64_t i = l->stray_offsets[probes[p]]; i < l->stray_offsets[probes[p] + 1]; i++)
+            evaluate(&s->rank, &s->state, l->strays[i]);
         scan_codes(s, &codes, p == 0 ? scan_first(s, &codes) : 0);
     }
 }

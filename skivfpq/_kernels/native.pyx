@@ -1110,6 +1110,7 @@ cdef class PackedCodes(PackedLists):
         cdef const double[::1] origin = coding.turned_origin
         cdef const float[::1] terms
         cdef const uint8_t[::1] allowed
+        cdef const int64_t[::1] strays = rows.strays, stray_offsets = rows.stray_offsets
         cdef int64_t n = ids.shape[0], n_lists = offsets.shape[0] - 1, itemsize = rows.codes.columns.itemsize
         lists.d, lists.n_lists = origin.shape[0], n_lists
         coded.n_subspaces, coded.n_columns = starts.shape[0], rows.codes.n_columns
@@ -1120,12 +1121,15 @@ cdef class PackedCodes(PackedLists):
                 or features[features.shape[0] - 1] != lists.d
                 or coded.n_codewords % 16 or itemsize != (2 if coded.n_codewords > 256 else 1)
                 or coded.n_columns != ((coded.n_subspaces + 1) // 2 if coded.n_codewords == 16 else coded.n_subspaces)
+                or stray_offsets.shape[0] != n_lists + 1 or stray_offsets[n_lists] != strays.shape[0]
                 or columns.shape[0] < (blocks[n_lists] * 16 * coded.n_columns + 64) * itemsize):
             raise ValueError("search: shapes of the codes do not fit together.")
         self.arrays = [offsets, blocks, ids, columns, features, starts, codewords, scaled, levels,
                        pairs, origin]
         lists.kind, lists.metric = CODED, METRICS.index(rows.metric)
         lists.offsets, lists.blocks, lists.ids, lists.coded = &offsets[0], &blocks[0], &ids[0], coded
+        lists.strays, lists.stray_offsets = &strays[0] if strays.shape[0] else NULL, &stray_offsets[0]
+        self.arrays += [strays, stray_offsets]
         coded.columns, coded.features, coded.starts = <const void *>&columns[0], &features[0], &starts[0]
         coded.codewords, coded.is_f64 = <const void *>&codewords[0], coding.codewords.dtype == np.float64
         coded.scaled = &scaled[0, 0]
