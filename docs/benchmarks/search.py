@@ -30,7 +30,7 @@ CHECKED_QUERIES = 50
 PROBES = (4, 16, 64)  # of the task pq
 BLOCK = 4096  # rows or queries whose differences are held at a time
 SLACK = 1.25  # beaten by so much in the first run, a configuration is not run again
-FLOAT_SUMS = 2e-5  # of squared lengths: what sums of float32 terms, which faiss adds up, may be wrong by
+MOST_MISPLACED = 0.1  # share of queries for which rounding may give faiss farther rows
 TRIFLE = 1e-3  # seconds of a build that nothing is compared with
 GREEDY = 1.2  # times the cores allowed: remarked upon
 
@@ -294,15 +294,18 @@ def compare_same_codes(problem, configurations, n_probes):
     rows = index.index.reconstruct(np.arange(len(problem.X)))
     distances = (squared_distances(rows, problem.Q[full], indices[full]) for indices in found)
     ours, others = (np.sort(some, axis=1) for some in distances)
-    rounding = FLOAT_SUMS * np.square(problem.Q[full].astype(np.float64)).sum(axis=1, keepdims=True)
-    wrong = (np.abs(ours - others) > rounding).any(axis=1)
-    wrong |= (ours > others * (1 + 1e-6)).any(axis=1)  # theirs may be farther, by their rounding; ours never
-    wrong = int(np.count_nonzero(wrong))
-    return (
-        [f"n_probes={n_probes}: {wrong} of {full.sum()} queries get other rows from the same codes"]
-        if wrong
-        else []
-    )
+    n_wrong = int((ours > others * (1 + 1e-6)).any(axis=1).sum())
+    n_misplaced = int((others > ours * (1 + 1e-4)).any(axis=1).sum())  # sums of float32 terms
+    failed = []
+    if n_wrong:
+        failed.append(
+            f"n_probes={n_probes}: faiss finds nearer rows for {n_wrong} queries from the same codes"
+        )
+    if n_misplaced > MOST_MISPLACED * len(ours):
+        failed.append(f"n_probes={n_probes}: faiss has other codes: farther rows for {n_misplaced} queries")
+    return failed, [
+        f"faiss-same: rows farther by 1e-4 and more for {n_misplaced} of {len(ours)} queries: rounding"
+    ]
 
 
 def exact(args, _data, problem, configurations, report, builds, failed):
