@@ -1,6 +1,7 @@
 """The search of codes by tables against brute force over decoded rows, on every instruction set: same rows, same bits."""
 
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -373,12 +374,28 @@ def test_threads_and_pickles_change_nothing(rng):
         assert_array_equal(distances, found[0])
 
 
+def test_searches_at_once_find_the_same(rng):
+    X = rows_of("normal", 2000, 16, rng)
+    index = IVFIndex(20, 6, fine_quantizer=ProductQuantizer(4, 8), random_state=0, n_jobs=1).fit(X)
+    queries = [X[start : start + size] for start in range(0, 2000, 200) for size in (1, 5, 150)]
+    alone = [index.kneighbors(some, 4) for some in queries]
+    index = pickle.loads(pickle.dumps(index))  # nothing packed yet
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda some: index.kneighbors(some, 4), queries))
+    for one, other in zip(alone, together):
+        assert_array_equal(one[0], other[0])
+        assert_array_equal(one[1], other[1])
+
+
 def test_codes_are_kept_once():
     """A byte for two codes of 4 bits, a float and two row numbers: nothing else grows with the rows."""
     X = np.random.default_rng(0).normal(size=(4000, 16)).astype(np.float32)
     index = IVFIndex(2, 1, fine_quantizer=ProductQuantizer(16, 4, max_iter=2), random_state=0).fit(X)
     assert 8 + 4 + 4 + 4 <= index.bytes_per_vector_ < 8 + 4 + 4 + 4.5
-    assert len(pickle.dumps(index)) < 4000 * 25
+    pickled = pickle.dumps(index)
+    assert len(pickled) < 4000 * 25
+    index.kneighbors(X[:3], 2)
+    assert len(pickle.dumps(index)) == len(pickled)
 
 
 @native_only

@@ -1,6 +1,6 @@
 """Rows of inverted lists as codes: how they are made, kept, and found by their tables (adc.c)."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import pairwise
 
@@ -32,6 +32,11 @@ class Coding:
     codebooks: Codebooks
     anchors: np.ndarray  # (n_lists, n_features) float64: centers, or zeros
     is_residual: bool  # whether anchors are centers
+
+    def __getstate__(self):
+        return {
+            own.name: getattr(self, own.name) for own in fields(self)
+        }  # what follows from them is not kept
 
     @classmethod
     def of(cls, metric, centers, codebooks, is_residual):

@@ -182,12 +182,12 @@ static double dot(const double *x, const double *y, int64_t n) {
 static void set_list_terms(code_search *s, const int32_t *probes, int64_t n_probes, double *nearest, double *farthest) {
     const skivfpq_lists *l = s->rank.lists;
     const skivfpq_coded *c = l->coded;
-    double scale = 1 / (c->unit * c->unit), term = l->metric == BY_DISTANCE ? dot(s->rank.query, s->rank.query, l->d) / 2 : 0;
+    const double *query = s->rank.query;
+    double scale = 1 / (c->unit * c->unit), term = l->metric == BY_DISTANCE ? dot(query, query, l->d) / 2 : 0;
     *nearest = INFINITY, *farthest = 0;
     for (int64_t p = 0; p < n_probes && probes[p] >= 0; p++) {
-        const double *anchor = c->anchors + probes[p] * l->d;
-        if (c->anchors && l->metric == BY_DISTANCE) term = sq_distance(anchor, 1, 0, s->rank.query, l->d) / 2;
-        else if (c->anchors) term = -dot(anchor, s->rank.query, l->d);
+        if (c->anchors && l->metric == BY_DISTANCE) term = sq_distance(c->anchors, 1, probes[p], query, l->d) / 2;
+        else if (c->anchors) term = -dot(c->anchors + probes[p] * l->d, query, l->d);
         s->list_terms[p] = term * scale;
         *nearest = fmin(*nearest, fabs(2 * term * scale)), *farthest = fmax(*farthest, fabs(2 * term * scale));
     }
