@@ -17,5 +17,6 @@ pip install -q --no-build-isolation --no-deps . -Csetup-args=-Db_sanitize=addres
 # The interpreter is not instrumented: the run times come first. Python's own allocator would hide an array's end.
 for library in libasan libubsan libstdc++; do preload+=:$(gcc -print-file-name=$library.so); done
 export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc
-(($#)) || set -- tests/test_kernels.py tests/test_twins.py tests/test_planes.py tests/test_search.py
+(($#)) || set -- tests/test_kernels.py tests/test_twins.py tests/test_planes.py tests/test_search.py \
+    tests/test_search_codes.py
 LD_PRELOAD=${preload#:} pytest --capture=sys -p no:cacheprovider "$@"  # reports go past pytest's capture

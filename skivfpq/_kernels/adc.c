@@ -273,6 +273,7 @@ static int score_chunk(code_search *s, const code_list *codes, int64_t first, in
         uint16_t digits[CHUNK] __attribute__((aligned(64)));
         uint32_t any = 0;
         s->sums(c, s->tables[digit], codes->columns + first * code_bytes(c), codes->stride, digits);
+        for (int64_t r = n_rows; r < CHUNK; r++) digits[r] = 0; /* those that are not there */
         for (int r = 0; r < CHUNK; r++) sums[r] += digits[r] * place;
         if (l->metric == BY_DISTANCE)
             for (int r = 0; r < CHUNK; r++) scores[r] = (int32_t)-(sums[r] + (terms[r] * per_term + part));
