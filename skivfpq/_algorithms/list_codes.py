@@ -8,12 +8,11 @@ import numpy as np
 
 from skivfpq import _kernels
 from skivfpq._algorithms.codebooks import Codebooks, rotate
-from skivfpq._algorithms.list_planes import kernel_name, search_lists
+from skivfpq._algorithms.list_planes import BLOCK, first_blocks_of, kernel_name, search_lists
 from skivfpq._algorithms.planes import WIDEST
 from skivfpq._algorithms.search import EPS, Metric
 from skivfpq._kernels import UNDERFLOW, adc_scan, row_norms
 
-BLOCK = 16  # rows
 READ_BEHIND = 64  # codes that kernels may read behind the last
 TERM_EPS = np.finfo(np.float32).eps
 LONGEST_PART = 32000  # so that products of two parts fit 32 bits
@@ -242,7 +241,7 @@ class ListCodes:
             low, high = codes[:, ::2], codes[:, 1::2]
             codes = low.copy()
             codes[:, : high.shape[1]] |= high << 4
-        blocks = np.concatenate([[0], np.cumsum(-(-np.diff(offsets) // BLOCK))])
+        blocks = first_blocks_of(offsets)
         columns = np.zeros(BLOCK * blocks[-1] * codes.shape[1] + READ_BEHIND, dtype=codes.dtype)
         self = cls(columns, offsets, blocks, n_subspaces, packs)
         for number, (start, stop) in enumerate(pairwise(offsets)):

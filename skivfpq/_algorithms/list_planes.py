@@ -70,7 +70,7 @@ class ListPlanes:
         if not _can_serve(vectors, ids):
             return None
         old_lists, new_lists = np.flatnonzero(~changed), np.flatnonzero(changed)
-        first_blocks = _first_blocks(offsets)
+        first_blocks = first_blocks_of(offsets)
         codes = aligned((first_blocks[-1], *self.codes.shape[1:]))
         terms = np.empty((first_blocks[-1], BLOCK), dtype=np.int32)
         strays, error, longest = [], self.error, self.longest
@@ -239,7 +239,7 @@ def pack_lists(metric, vectors, offsets, ids, n_threads=1):
 
 
 def _pack(metric, vectors, offsets, ids, quantizer, n_threads):
-    first_blocks = _first_blocks(offsets)
+    first_blocks = first_blocks_of(offsets)
     places = _places(offsets, first_blocks)
     codes, sq_norms, errors = _pack_points(metric, vectors, places, first_blocks[-1], quantizer, n_threads)
 
@@ -270,7 +270,7 @@ def _pack(metric, vectors, offsets, ids, quantizer, n_threads):
     )
 
 
-def _first_blocks(offsets):
+def first_blocks_of(offsets):
     """The first block of each list, (n_lists + 1,)."""
     return np.concatenate([[0], np.cumsum(-(-np.diff(offsets) // BLOCK))])
 
