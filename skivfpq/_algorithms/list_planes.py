@@ -13,7 +13,7 @@ from skivfpq._algorithms.search import nearest_rows
 BLOCK = 16  # rows
 ABSENT = 1_000_000_000  # the term of places without a row, and of rows that are not to be found
 PACKED_ROWS = 16384  # at a time
-QUERIES_PER_TASK = 2048
+QUERIES_PER_TASK = 8192
 SCRATCH_BYTES = 1 << 25  # of a task, about
 MOST_STRAYS = 0.01  # share of rows that may have become strays before all are packed anew
 LEAST_RANGE = 64  # of integers whose unit is not too coarse for queries between them
@@ -192,7 +192,8 @@ def _over_queries(search, n_queries, k, n_threads):
         for start in range(0, n_queries, most):
             part(slice(start, min(start + most, n_queries)))
     else:
-        blocks.run_tasks(part, n_queries, max(n_threads, -(-n_queries // most)), n_threads, multiple=1)
+        n_tasks = -(-n_queries // (most * n_threads)) * n_threads
+        blocks.run_tasks(part, n_queries, n_tasks, n_threads, multiple=1)
     return keys, positions, np.flatnonzero(unserved) if sum(n_unserved) else NONE
 
 

@@ -370,7 +370,7 @@ int64_t SEARCH_CODES(const skivfpq_lists *lists, const skivfpq_queries *queries,
         unserved[i] = own[0] < 0 || (lists->metric == BY_COSINE && is_zero(s.rank.query, lists->d));
         if (unserved[i] || (unserved[i] = !set_tables(&s, own, n_probes))) continue;
         scan_lists(&s, own, n_probes);
-        make_room(&s.rank, &s.state), prepare(&s.rank, &s.state), settle(&s.rank, &s.state);
+        prepare(&s.rank, &s.state), settle(&s.rank, &s.state);
         unserved[i] = s.state.n_found < k;
         if (!unserved[i]) take_found(&s.rank, &s.state, keys + i * k, positions + i * k);
     }

@@ -71,44 +71,45 @@ static void evaluate(const ranking *by, query_state *q, int64_t position) {
 #define IS_BETTER(a, b) ((a).score > (b).score)
 SELECT(select_best, waiting_row, IS_BETTER)
 
-/* Evaluates the rows from..to that may still win. */
-static void evaluate_waiting(const ranking *by, query_state *q, int64_t from, int64_t to) {
-    for (int64_t i = from; i < to; i++) {
-        if (i + AHEAD < to && q->waiting[i + AHEAD].score >= q->point.threshold)
+/* Evaluates those that may still win. */
+static void evaluate_waiting(const ranking *by, query_state *q) {
+    for (int64_t i = 0; i < q->n_waiting; i++) {
+        if (i + AHEAD < q->n_waiting && q->waiting[i + AHEAD].score >= q->point.threshold)
             fetch_row(by->lists, q->waiting[i + AHEAD].position);
         if (q->waiting[i].score >= q->point.threshold) evaluate(by, q, q->waiting[i].position);
     }
 }
 
-/* Brings the k best that wait to the front, and their rows nearer. */
-static void prepare(const ranking *by, query_state *q) {
-    int64_t n_best = q->n_waiting < by->k ? q->n_waiting : by->k;
-    select_best(q->waiting, q->n_waiting, n_best);
-    for (int64_t i = 0; i < n_best && i < FETCHED; i++) fetch_row(by->lists, q->waiting[i].position);
+/* Brings the k best that wait to the front, and drops rows that cannot win any more. */
+static void drop_hopeless(const ranking *by, query_state *q) {
+    int32_t kth = INT32_MAX, n = 0;
+    if (q->n_waiting >= by->k) {
+        select_best(q->waiting, q->n_waiting, by->k);
+        for (int64_t i = 0; i < by->k; i++) kth = q->waiting[i].score < kth ? q->waiting[i].score : kth;
+        set_threshold(&q->point, highest_key(&q->point, kth));
+    }
+    for (int64_t i = 0; i < q->n_waiting; i++)
+        if (q->waiting[i].score >= q->point.threshold) q->waiting[n++] = q->waiting[i];
+    q->n_waiting = n;
 }
 
-/* Evaluates all that wait, prepared. */
+/* The same, and brings the other rows nearer. */
+static void prepare(const ranking *by, query_state *q) {
+    drop_hopeless(by, q);
+    for (int64_t i = 0; i < q->n_waiting && i < FETCHED; i++) fetch_row(by->lists, q->waiting[i].position);
+}
+
+/* Evaluates all that wait, prepared: the k best first. */
 static void settle(const ranking *by, query_state *q) {
     load_query(by->queries, q->number, by->lists->d, by->query);
-    int64_t n_best = q->n_waiting < by->k ? q->n_waiting : by->k;
-    evaluate_waiting(by, q, 0, n_best);
-    evaluate_waiting(by, q, n_best, q->n_waiting);
+    evaluate_waiting(by, q);
     q->n_waiting = 0;
 }
 
 /* Drops rows that cannot win any more; evaluates all where those are too few. */
 static void make_room(const ranking *by, query_state *q) {
-    if (q->n_waiting >= by->k) {
-        int32_t kth = INT32_MAX;
-        select_best(q->waiting, q->n_waiting, by->k);
-        for (int64_t i = 0; i < by->k; i++) kth = q->waiting[i].score < kth ? q->waiting[i].score : kth;
-        set_threshold(&q->point, highest_key(&q->point, kth));
-    }
-    int32_t n = 0;
-    for (int64_t i = 0; i < q->n_waiting; i++)
-        if (q->waiting[i].score >= q->point.threshold) q->waiting[n++] = q->waiting[i];
-    q->n_waiting = n;
-    if (n > by->capacity - EXTRA / 2) prepare(by, q), settle(by, q);
+    drop_hopeless(by, q);
+    if (q->n_waiting > by->capacity - EXTRA / 2) settle(by, q);
 }
 
 static inline void add_waiting(const ranking *by, query_state *q, int32_t score, int64_t position) {

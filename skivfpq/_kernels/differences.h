@@ -4,20 +4,29 @@
 #define SKIVFPQ_DIFFERENCES_H
 
 #include <stdint.h>
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
 
 typedef double terms4 __attribute__((vector_size(32), aligned(8)));
 typedef float f32x4 __attribute__((vector_size(16), aligned(4)));
-typedef double f64x4 __attribute__((vector_size(32), aligned(8)));
+
+/* Four values as float64. GCC's own conversion reads vectors in halves. */
+#ifdef __AVX2__
+#define FOUR_F32(x) (terms4)_mm256_cvtps_pd(_mm_loadu_ps(x))
+#else
+#define FOUR_F32(x) __builtin_convertvector(*(const f32x4 *)(x), terms4)
+#endif
+#define FOUR_F64(x) *(const terms4 *)(x)
 
 /* NAME: up to 128 terms; NAME_any: more. */
-#define SQ_DISTANCE(NAME, REAL, REALx4)                                                              \
+#define SQ_DISTANCE(NAME, REAL, FOUR)                                                                \
     static inline double NAME(const REAL *x, const double *c, int64_t n) {                           \
         int64_t j = 0;                                                                               \
         double sum = -0.0;                                                                           \
         terms4 low = {-0.0, -0.0, -0.0, -0.0}, high = low; /* the eight accumulators */              \
         for (; j < n - n % 8; j += 8) {                                                              \
-            terms4 gap0 = __builtin_convertvector(*(const REALx4 *)(x + j), terms4) - *(const terms4 *)(c + j); \
-            terms4 gap1 = __builtin_convertvector(*(const REALx4 *)(x + j + 4), terms4) - *(const terms4 *)(c + j + 4); \
+            terms4 gap0 = FOUR(x + j) - FOUR_F64(c + j), gap1 = FOUR(x + j + 4) - FOUR_F64(c + j + 4); \
             low += gap0 * gap0, high += gap1 * gap1;                                                 \
         }                                                                                            \
         if (n >= 8) sum = ((low[0] + low[1]) + (low[2] + low[3])) + ((high[0] + high[1]) + (high[2] + high[3])); \
@@ -29,8 +38,8 @@ typedef double f64x4 __attribute__((vector_size(32), aligned(8)));
         int64_t half = n / 2 - (n / 2) % 8;                                                          \
         return NAME##_any(x, c, half) + NAME##_any(x + half, c + half, n - half);                    \
     }
-SQ_DISTANCE(sq_distance_f32, float, f32x4)
-SQ_DISTANCE(sq_distance_f64, double, f64x4)
+SQ_DISTANCE(sq_distance_f32, float, FOUR_F32)
+SQ_DISTANCE(sq_distance_f64, double, FOUR_F64)
 
 /* |X[row] - c|^2 for rows of either type. */
 static inline double sq_distance(const void *X, int is_f64, int64_t row, const double *c, int64_t d) {

@@ -119,25 +119,30 @@ static int64_t count_from(const int32_t *scores, int64_t n, int32_t least) {
     return count;
 }
 
+#define GROUPS 64 /* of places, every 64th; the k-th best of their best bounds the k-th best of all, closely for small k */
+
 /* A score that k places reach, or up to so many more, the best possible but for those: by bisection. n: as above */
 static int32_t kth_score(const int32_t *scores, int64_t n, int64_t k, int64_t more) {
-    ints16 lowest = {0}, highest = {0};
-    lowest += INT32_MAX, highest += INT32_MIN;
+    ints16 lowest = {0}, best[GROUPS / 16];
+    lowest += INT32_MAX;
+    for (int g = 0; g < GROUPS / 16; g++) best[g] = (ints16){0} + INT32_MIN;
     for (int64_t i = 0; i < n; i += 16) {
-        ints16 some = *(const ints16 *)(scores + i), absent = some == -ABSENT;
-        highest = GREATER(highest, some), lowest = LESSER(lowest, (absent & INT32_MAX) | (~absent & some));
+        ints16 some = *(const ints16 *)(scores + i), absent = some == -ABSENT, *own = best + i % GROUPS / 16;
+        *own = GREATER(*own, some), lowest = LESSER(lowest, (absent & INT32_MAX) | (~absent & some));
     }
+    const int32_t *highest = (const int32_t *)best;
     int32_t low = lowest[0], high = highest[0];
-    for (int i = 1; i < 16; i++) {
-        low = lowest[i] < low ? lowest[i] : low;
-        high = highest[i] > high ? highest[i] : high;
+    for (int i = 1; i < 16; i++) low = lowest[i] < low ? lowest[i] : low;
+    for (int i = 1; i < GROUPS; i++) high = highest[i] > high ? highest[i] : high;
+    if (k <= GROUPS / 4 && n >= 4 * GROUPS) {
+        int32_t bound = kth_score(highest, GROUPS, k, 0);
+        if (count_from(highest, GROUPS, bound) >= k) low = bound; /* not where most groups are all ABSENT */
     }
-    while (low < high) { /* k places reach low; fewer reach high + 1 */
+    for (int64_t count = -1; low < high && !(count >= k && count <= k + more);) { /* fewer than k reach high + 1 */
         int32_t middle = low + (int32_t)(((int64_t)high - low + 1) / 2);
-        int64_t count = count_from(scores, n, middle);
+        count = count_from(scores, n, middle);
         if (count >= k) low = middle;
         else high = middle - 1;
-        if (count >= k && count <= k + more) break;
     }
     return low;
 }
@@ -173,18 +178,18 @@ static void load_codes(const skivfpq_coded *c, int64_t place, int64_t stride, ui
 }
 
 /* NAME: codewords side by side, as float64. */
-#define LOAD_WORDS(NAME, REAL, REALx4)                                                               \
+#define LOAD_WORDS(NAME, REAL, FOUR)                                                                 \
     static void NAME(const skivfpq_coded *c, const uint16_t *codes, double *row) {                   \
         for (int64_t m = 0; m < c->n_subspaces; m++) {                                               \
             int64_t first = c->features[m], width = c->features[m + 1] - first, j = 0;               \
             const REAL *word = (const REAL *)c->codewords + c->starts[m] + width * codes[m];         \
             for (; j + 4 <= width; j += 4)                                                           \
-                *(terms4 *)(row + first + j) = __builtin_convertvector(*(const REALx4 *)(word + j), terms4); \
+                *(terms4 *)(row + first + j) = FOUR(word + j);                                       \
             for (; j < width; j++) row[first + j] = word[j];                                         \
         }                                                                                            \
     }
-LOAD_WORDS(load_words_f32, float, f32x4)
-LOAD_WORDS(load_words_f64, double, f64x4)
+LOAD_WORDS(load_words_f32, float, FOUR_F32)
+LOAD_WORDS(load_words_f64, double, FOUR_F64)
 
 /* The codes of the row at a position of a list. */
 static void codes_at(const skivfpq_lists *l, int64_t list, int64_t position, uint16_t *codes) {
@@ -260,6 +265,7 @@ static double exact_key(const skivfpq_lists *l, const double *query, int64_t pos
 }
 
 static inline void fetch_row(const skivfpq_lists *l, int64_t position) {
+    __builtin_prefetch(l->ids + position);
     if (l->kind == CODED) return; /* its codewords come from all over: fetching them takes as long as reading them */
     static const int sizes[] = {8, 4, 2, 1, 1};
     int64_t size = l->d * sizes[l->kind];
