@@ -64,14 +64,20 @@ static inline __attribute__((always_inline)) int score_columns(SCORE_BLOCK_ARGUM
 /* A single column: four sums of every fourth unit each fill the time that one would wait. */
 static int score_column(SCORE_BLOCK_ARGUMENTS) {
     int64_t block_size = 64 * units;
-    lanes16 scores[4] = {(uint32_t)starts[0] - *(const lanes16 *)thresholds};
+    lanes16 scores0 = (uint32_t)starts[0] - *(const lanes16 *)thresholds, scores1 = {0}, scores2 = {0}, scores3 = {0};
+    int64_t u = 0;
     (void)caps, (void)columns;
-    for (int64_t u = 0; u < units; u++, rows += 64, panel += COLUMNS * 4) {
-        row_unit unit = LOAD_UNIT(rows);
-        __builtin_prefetch(rows + block_size);
-        DOT4(scores[u % 4], unit, panel);
+#define ACCUMULATE_UNIT(i)                                                                           \
+    {                                                                                                \
+        row_unit unit = LOAD_UNIT(rows + i * 64);                                                    \
+        __builtin_prefetch(rows + i * 64 + block_size);                                              \
+        DOT4(scores##i, unit, panel + i * COLUMNS * 4);                                              \
     }
-    *(lanes16 *)out[0] = (scores[0] + scores[1]) + (scores[2] + scores[3]);
+    for (; u + 4 <= units; u += 4, rows += 4 * 64, panel += 4 * COLUMNS * 4) {
+        ACCUMULATE_UNIT(0) ACCUMULATE_UNIT(1) ACCUMULATE_UNIT(2) ACCUMULATE_UNIT(3)
+    }
+    for (; u < units; u++, rows += 64, panel += COLUMNS * 4) ACCUMULATE_UNIT(0)
+    *(lanes16 *)out[0] = (scores0 + scores1) + (scores2 + scores3);
     hits[0] = ~sign_bits((const lanes16 *)out[0]) & 0xFFFF;
     return hits[0] != 0;
 }
