@@ -340,7 +340,7 @@ def problem(rng):
     from search import draw_queries
 
     X = np.repeat(rng.standard_normal((220, 6), dtype=np.float32), 2, axis=0)
-    return draw_queries(SimpleNamespace(queries=40, n_neighbors=5, threads=1), X)
+    return draw_queries(SimpleNamespace(queries=40, n_neighbors=5, threads=1, lists=None), X)
 
 
 def test_recall_counts_ties_and_nothing_twice(problem):

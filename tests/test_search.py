@@ -263,6 +263,15 @@ def test_rows_that_tie_are_settled_exactly(instruction_set, rng):
     assert_array_equal(keys, np.full((3, 6), 0.5))
 
 
+@pytest.mark.parametrize("k", [3, 5, 6, 10, 16])
+def test_rows_allowed_at_few_places(instruction_set, k, rng):
+    """All in five of the 64 groups of places whose best rows give the first threshold."""
+    metric, X = Metric("euclidean"), rng.normal(size=(1024, 6)).astype(np.float32)
+    planes = list_planes.pack_lists(metric, X, np.array([0, 1024]), rng.permutation(1024).astype(np.int32))
+    allowed, probes = np.arange(1024) % 64 < 5, np.zeros((40, 1), dtype=np.int32)
+    assert assert_same_search(metric, planes, rng.normal(size=(40, 6)), k, probes, allowed) == 40
+
+
 @given(st.data())
 def test_any_small_search(data):
     draw = data.draw
@@ -284,9 +293,9 @@ def test_any_small_search(data):
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("name", ["sqeuclidean", "inner_product"])
-@pytest.mark.parametrize("n_probes", [1, 9, 150, 240])
+@pytest.mark.parametrize("n_probes", [1, 9, 150, 300])
 def test_lists_to_probe_are_the_nearest(instruction_set, name, case, n_probes, rng):
-    nearness, centers = Metric(name), rows_of(case, (240, 37), np.float64, rng)
+    nearness, centers = Metric(name), rows_of(case, (300, 37), np.float64, rng)
     queries = rows_of(case, (21, 37), np.float64, rng)
     queries[:4] = centers[:4]
     planes = list_planes.CenterPlanes(nearness, centers).planes

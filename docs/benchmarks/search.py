@@ -45,6 +45,7 @@ class Problem:
     limits: np.ndarray  # (n_queries,) float64: squared distance of the k-th neighbour
     indices: np.ndarray  # (n_queries, k): the true neighbours
     threads: int
+    lists: list | None = None  # numbers of inverted lists to try, instead of those that the rows suggest
 
 
 @dataclass(eq=False)
@@ -82,6 +83,7 @@ def add_arguments(parser):
     parser.add_argument("--queries", type=int, default=2000, help="rows taken out to be looked up")
     parser.add_argument("--n-neighbors", type=int, default=10, metavar="K")
     parser.add_argument("--recalls", type=float, nargs="+", default=[0.9, 0.95, 0.99], metavar="R")
+    parser.add_argument("--lists", type=int, nargs="+", metavar="N", help="numbers of inverted lists to try")
     parser.add_argument("--single", action="store_true", help="rounds of queries one by one, not of batches")
     parser.add_argument("--plot", type=Path, help="draw recall against queries per second (.png)")
 
@@ -120,7 +122,7 @@ def draw_queries(args, X):
     say(f"true neighbours of {len(Q)} queries among {len(X)} rows")
     indices = exact_neighbors(Q, X, args.n_neighbors)[1]
     limits = squared_distances(X, Q, indices).max(axis=1)
-    return Problem(X, Q, args.n_neighbors, limits, indices, args.threads)
+    return Problem(X, Q, args.n_neighbors, limits, indices, args.threads, args.lists)
 
 
 def squared_distances(X, Q, indices):
@@ -158,7 +160,7 @@ def build_all(problem, peers, task):
     """Configurations of all peers, and the records of the builds."""
     configurations, records = [], []
     for peer in peers:
-        for index in peer.indexes[task](problem.X.shape, problem.k) if task in peer.indexes else []:
+        for index in peer.indexes[task](problem) if task in peer.indexes else []:
             say(f"{peer.name}: {index.name}")
             index.warm_up(problem.X, problem.threads)
             record = Record(f"{peer.name} {index.name}")

@@ -1,4 +1,4 @@
-"""The peers of ``search``: for each task, a function of the rows' shape and of k that lists their indexes."""
+"""The peers of ``search``: for each task, a function that lists their indexes for a problem."""
 
 import math
 
@@ -22,14 +22,16 @@ from quantize import subspaces
 ROWS_PER_LIST = 39  # faiss warns below that
 
 
-def list_counts(n_rows):
-    """Numbers of inverted lists to try: the power of two near 4 sqrt(n_rows), half and twice as many."""
-    middle = list_count(n_rows)
-    return sorted({fitting(n_rows, count) for count in (middle // 2, middle, 2 * middle)})
+def list_counts(problem):
+    """Numbers of inverted lists to try: those asked for, or ``list_count``, half and twice as many."""
+    middle = list_count(problem)
+    counts = problem.lists or (middle // 2, middle, 2 * middle)
+    return sorted({fitting(len(problem.X), count) for count in counts})
 
 
-def list_count(n_rows):
-    """That power of two, or fewer where rows are few."""
+def list_count(problem):
+    """The power of two near 4 sqrt(rows), or fewer where rows are few."""
+    n_rows = len(problem.X)
     return fitting(n_rows, 2 ** round(math.log2(4 * math.sqrt(n_rows))))
 
 
@@ -38,46 +40,46 @@ def fitting(n_rows, count):
     return max(1, min(count, n_rows // ROWS_PER_LIST))
 
 
-def flat_skivfpq(shape, k):
+def flat_skivfpq(problem):
     """The default, and the numbers of lists that the others get."""
-    return [Skivfpq(), *(Skivfpq(count) for count in list_counts(shape[0]))]
+    return [Skivfpq(), *(Skivfpq(count) for count in list_counts(problem))]
 
 
-def flat_faiss(shape, k):
+def flat_faiss(problem):
     """IndexIVFFlat."""
-    return [Faiss(f"IVF{count},Flat", "nprobe", cap=count) for count in list_counts(shape[0])]
+    return [Faiss(f"IVF{count},Flat", "nprobe", cap=count) for count in list_counts(problem)]
 
 
-def flat_fastscan(shape, k):
+def flat_fastscan(problem):
     """Codes of 4 bits for 4 features, scanned in registers, then exact distances."""
-    codes = subspaces(shape[1], 4)
+    codes = subspaces(problem.X.shape[1], 4)
     factors = {"second": "k_factor_rf", "variants": (4, 8, 16, 32)}
     return [
         Faiss(f"IVF{count},PQ{codes}x4fs,RFlat", "nprobe", cap=count, **factors)
-        for count in list_counts(shape[0])
+        for count in list_counts(problem)
     ]
 
 
-def pq_sizes(shape):
+def pq_sizes(problem):
     """Lists, and codes of 8 bits for 8 features."""
-    return list_count(shape[0]), subspaces(shape[1], 8)
+    return list_count(problem), subspaces(problem.X.shape[1], 8)
 
 
-def pq_faiss(shape, k):
+def pq_faiss(problem):
     """IndexIVFPQ."""
-    count, codes = pq_sizes(shape)
+    count, codes = pq_sizes(problem)
     return [Faiss(f"IVF{count},PQ{codes}x8", "nprobe", cap=count)]
 
 
-def pq_fastscan(shape, k):
+def pq_fastscan(problem):
     """As many bytes in codes of 4 bits, scanned in registers."""
-    count, codes = pq_sizes(shape)
+    count, codes = pq_sizes(problem)
     return [Faiss(f"IVF{count},PQ{2 * codes}x4fs", "nprobe", cap=count)]
 
 
-def pq_skivfpq(shape, k):
+def pq_skivfpq(problem):
     """IVFIndex over codes of 8 bits, and over as many bytes of codes of 4 bits."""
-    count, codes = pq_sizes(shape)
+    count, codes = pq_sizes(problem)
     return [Skivfpq(count, codes), Skivfpq(count, 2 * codes, n_bits=4)]
 
 
@@ -90,7 +92,7 @@ SEARCH_PEERS = [
         indexes={
             "flat": flat_skivfpq,
             "pq": pq_skivfpq,
-            "exact": lambda shape, k: [SkivfpqAll(), SkivfpqExact()],
+            "exact": lambda problem: [SkivfpqAll(), SkivfpqExact()],
         },
     ),
     Peer(
@@ -98,7 +100,7 @@ SEARCH_PEERS = [
         "faiss-cpu",
         "faiss",
         "IndexIVFFlat, IndexIVFPQ, IndexFlatL2; it chooses its instructions, FAISS_SIMD_LEVEL sets them",
-        indexes={"flat": flat_faiss, "pq": pq_faiss, "exact": lambda shape, k: [Faiss("Flat")]},
+        indexes={"flat": flat_faiss, "pq": pq_faiss, "exact": lambda problem: [Faiss("Flat")]},
     ),
     Peer(
         "faiss-fastscan",
@@ -112,35 +114,35 @@ SEARCH_PEERS = [
         "faiss-cpu",
         "faiss",
         "IndexIVFPQ with the lists and codebooks of skivfpq, whose rows it must find; its build is both",
-        indexes={"pq": lambda shape, k: [FaissWithOurCodebooks(*pq_sizes(shape))]},
+        indexes={"pq": lambda problem: [FaissWithOurCodebooks(*pq_sizes(problem))]},
     ),
     Peer(
         "faiss-hnsw",
         "faiss-cpu",
         "faiss",
         "HNSW32, efSearch swept",
-        indexes={"flat": lambda shape, k: [Faiss("HNSW32", "efSearch", start=k, cap=WIDEST)]},
+        indexes={"flat": lambda problem: [Faiss("HNSW32", "efSearch", start=problem.k, cap=WIDEST)]},
     ),
     Peer(
         "hnswlib",
         "hnswlib",
         "hnswlib",
         "M=16, ef_construction=200, ef swept",
-        indexes={"flat": lambda shape, k: [Hnswlib(k)]},
+        indexes={"flat": lambda problem: [Hnswlib(problem.k)]},
     ),
     Peer(
         "usearch",
         "usearch",
         "usearch",
         "connectivity=16, float32, expansion_search swept",
-        indexes={"flat": lambda shape, k: [Usearch(k)]},
+        indexes={"flat": lambda problem: [Usearch(problem.k)]},
     ),
     Peer(
         "scann",
         "scann",
         "scann",
         "tree, asymmetric hashing (anisotropic 0.2), reorder; leaves swept; search_batched_parallel, search",
-        indexes={"flat": lambda shape, k: [Scann(list_count(shape[0]), k)]},
+        indexes={"flat": lambda problem: [Scann(list_count(problem), problem.k)]},
     ),
     Peer(
         "svs",
@@ -148,7 +150,7 @@ SEARCH_PEERS = [
         "svs",
         "IVF and Vamana over float32 rows; n_probes and search_window_size swept",
         indexes={
-            "flat": lambda shape, k: [*(SvsIvf(count) for count in list_counts(shape[0])), SvsVamana(k)]
+            "flat": lambda problem: [*(SvsIvf(count) for count in list_counts(problem)), SvsVamana(problem.k)]
         },
     ),
     Peer(
@@ -156,7 +158,7 @@ SEARCH_PEERS = [
         "pynndescent",
         "pynndescent",
         "NNDescent(n_neighbors=30), epsilon swept; compiled before it is timed",
-        indexes={"flat": lambda shape, k: [Pynndescent()]},
+        indexes={"flat": lambda problem: [Pynndescent()]},
         on_request=True,
     ),
 ]
