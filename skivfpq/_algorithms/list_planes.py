@@ -114,7 +114,7 @@ def search_lists(rows, queries, probes, k, n_threads):
     def search(some, *out):
         return _kernels.native.search_lists(rows.packed, queries[some], probes[some], *out)
 
-    return _over_queries(search, len(queries), k, n_threads)
+    return _over_queries(search, queries, k, n_threads, probes.shape[1])
 
 
 def rank_rows(metric, vectors, ids, queries, candidates, k, n_threads):
@@ -127,7 +127,7 @@ def rank_rows(metric, vectors, ids, queries, candidates, k, n_threads):
         _kernels.native.rank_rows(rows, queries[some], candidates[some], keys, positions)
         return 0
 
-    return _over_queries(rank, len(queries), k, n_threads)[:2]
+    return _over_queries(rank, queries, k, n_threads)[:2]
 
 
 def kernel_name(metric):
@@ -166,7 +166,7 @@ class CenterPlanes:
                 self.planes.packed, rows.packed, queries[some], others, n_probes, *found
             )
 
-        return _over_queries(search, len(queries), k, n_threads)
+        return _over_queries(search, queries, k, n_threads, n_probes)
 
     def ranked(self, queries, n_threads):
         """All lists, nearest first, (n_queries, n_lists)."""
@@ -176,18 +176,21 @@ class CenterPlanes:
         return _search_one_list(self.nearness, queries, self.planes, n_lists, n_threads)[1]
 
 
-def _over_queries(search, n_queries, k, n_threads):
+def _over_queries(search, queries, k, n_threads, n_probes=1):
     """Keys and positions (n_queries, k), and the numbers of queries not served, part by part over threads.
 
     search : function (slice of the queries, their keys, positions, unserved: OUT) -> how many not served
     """
+    n_queries, n_features = queries.shape
     keys, positions = np.empty((n_queries, k)), np.empty((n_queries, k), dtype=np.int64)
     unserved, n_unserved = np.empty(n_queries, dtype=np.uint8), []
 
     def part(some):
         n_unserved.append(search(some, keys[some], positions[some], unserved[some]))
 
-    most = max(1, min(QUERIES_PER_TASK, SCRATCH_BYTES // (32 * k + 1024)))  # 2 k wait, k are found
+    # Of a query: 2 k rows wait and k are found; its probes, twice; its int8 point.
+    scratch = 32 * k + 8 * n_probes + n_features + 1024
+    most = max(1, min(QUERIES_PER_TASK, SCRATCH_BYTES // scratch))
     if n_threads == 1 or n_queries < FEW_QUERIES:
         for start in range(0, n_queries, most):
             part(slice(start, min(start + most, n_queries)))
