@@ -343,6 +343,20 @@ def problem(rng):
     return draw_queries(SimpleNamespace(queries=40, n_neighbors=5, threads=1, lists=None), X)
 
 
+def test_numbers_of_lists(problem):
+    """The power of two near 4 sqrt(400), half and twice as many, or those asked for; 39 rows at least in each."""
+    from dataclasses import replace
+
+    from search_peers import flat_faiss, list_counts
+
+    assert list_counts(problem) == [5, 10]
+    wide = replace(problem, X=np.zeros((90_000, 2), dtype=np.float32))
+    assert list_counts(wide) == [512, 1024, 2048]
+    asked = replace(wide, lists=[7, 3, 10_000])
+    assert list_counts(asked) == [3, 7, 90_000 // 39]
+    assert [index.name for index in flat_faiss(asked)] == ["IVF3,Flat", "IVF7,Flat", "IVF2307,Flat"]
+
+
 def test_recall_counts_ties_and_nothing_twice(problem):
     from search import recall
 
