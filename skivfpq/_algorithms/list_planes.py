@@ -250,7 +250,7 @@ def _pack(metric, vectors, offsets, ids, quantizer, n_threads):
     is_stray = ~np.isfinite(errors)
     if metric.is_cosine:
         is_stray |= ~vectors.any(axis=1)  # their key is 1 whatever their point
-    query_scale = quantizer.scale * np.ceil(127 / _kernels.native.scan_shape()[1])
+    query_scale = quantizer.scale / _kernels.native.query_levels(4 * codes.shape[1])
     terms = np.full(len(codes) * BLOCK, ABSENT, dtype=np.int32)
     terms[places] = 0 if metric.is_product else np.floor(quantizer.scale / query_scale * sq_norms / 2)
     terms[places[is_stray]] = ABSENT

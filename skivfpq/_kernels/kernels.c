@@ -271,5 +271,5 @@ const skivfpq_kernels LEVELLED(kernels, LEVEL) = {
     order_by_label, &SCAN_SHAPE, PACK_ROWS, PACK_COLUMNS, CERTIFIED_NEAREST, PROJECT, EMBED, PACK_FINE, SET_CLOSEST,
     CLOSER_CANDIDATES, add_rows_f32, add_rows_f64, encode, row_sq_distances, SCORE_CANDIDATES, PANEL_CENTERS,
     PACK_PLANE, move_rows_f32, move_rows_f64, move_few_f32, move_few_f64, SEARCH_LISTS, NEAREST_LISTS,
-    RANK_ROWS,
+    QUERY_LEVELS, RANK_ROWS,
 };

@@ -55,7 +55,8 @@ static int set_threshold(query_point *q, double key) {
         double radius = distance + q->slack;
         low = (q->base - radius * radius) / q->unit;
     }
-    if (!(fabs(low) < LARGEST_SCORE)) return 0;
+    if (!(low < LARGEST_SCORE)) return 0;
+    low = fmax(low, -LARGEST_SCORE); /* of a query so far off that every row is to be looked at */
     if ((int32_t)floor(low) - 1 > q->threshold) q->threshold = (int32_t)floor(low) - 1;
     return 1;
 }
@@ -67,17 +68,24 @@ static double highest_key(const query_point *q, int32_t score) {
     return (q->metric == BY_COSINE ? distance * distance / 2 : distance * distance) * (1 + ROUNDING);
 }
 
-/* ---- selection among scores, 16 at a time */
-
-typedef int32_t ints16 __attribute__((vector_size(64), aligned(4), may_alias));
+/* ---- selection among scores, LANES at a time: GCC takes wider vectors apart, to compare them one by one */
 
 #if defined(__AVX512F__)
-#define LESSER(a, b) ((ints16)_mm512_min_epi32((__m512i)(a), (__m512i)(b)))
-#define GREATER(a, b) ((ints16)_mm512_max_epi32((__m512i)(a), (__m512i)(b)))
+#define LANES 16
+#define LESSER(a, b) ((ints)_mm512_min_epi32((__m512i)(a), (__m512i)(b)))
+#define GREATER(a, b) ((ints)_mm512_max_epi32((__m512i)(a), (__m512i)(b)))
+#elif defined(__AVX2__)
+#define LANES 8
+#define LESSER(a, b) ((ints)_mm256_min_epi32((__m256i)(a), (__m256i)(b)))
+#define GREATER(a, b) ((ints)_mm256_max_epi32((__m256i)(a), (__m256i)(b)))
 #else
+#define LANES 4
 #define LESSER(a, b) ((((a) < (b)) & (a)) | (((a) >= (b)) & (b)))
 #define GREATER(a, b) ((((a) < (b)) & (b)) | (((a) >= (b)) & (a)))
 #endif
+
+typedef int32_t ints __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t ints16 __attribute__((vector_size(64), aligned(4), may_alias));
 
 /* Which of 16 scores are at least so high, a bit each. */
 static inline uint32_t reaching(const int32_t *scores, int32_t least) {
@@ -123,16 +131,15 @@ static int64_t count_from(const int32_t *scores, int64_t n, int32_t least) {
 
 /* A score that k places reach, or up to so many more, the best possible but for those: by bisection. n: as above */
 static int32_t kth_score(const int32_t *scores, int64_t n, int64_t k, int64_t more) {
-    ints16 lowest = {0}, best[GROUPS / 16];
-    lowest += INT32_MAX;
-    for (int g = 0; g < GROUPS / 16; g++) best[g] = (ints16){0} + INT32_MIN;
-    for (int64_t i = 0; i < n; i += 16) {
-        ints16 some = *(const ints16 *)(scores + i), absent = some == -ABSENT, *own = best + i % GROUPS / 16;
+    ints lowest = (ints){0} + INT32_MAX, best[GROUPS / LANES];
+    for (int g = 0; g < GROUPS / LANES; g++) best[g] = (ints){0} + INT32_MIN;
+    for (int64_t i = 0; i < n; i += LANES) {
+        ints some = *(const ints *)(scores + i), absent = some == -ABSENT, *own = best + i % GROUPS / LANES;
         *own = GREATER(*own, some), lowest = LESSER(lowest, (absent & INT32_MAX) | (~absent & some));
     }
     const int32_t *highest = (const int32_t *)best;
     int32_t low = lowest[0], high = highest[0];
-    for (int i = 1; i < 16; i++) low = lowest[i] < low ? lowest[i] : low;
+    for (int i = 1; i < LANES; i++) low = lowest[i] < low ? lowest[i] : low;
     for (int i = 1; i < GROUPS; i++) high = highest[i] > high ? highest[i] : high;
     if (k <= GROUPS / 4 && n >= 4 * GROUPS) {
         int32_t bound = kth_score(highest, GROUPS, k, 0);

@@ -172,6 +172,7 @@ cdef extern from "kernels.h":
                                 double *, int64_t *, uint8_t *, char *) noexcept nogil
         int64_t (*nearest_lists)(const skivfpq_lists *, const skivfpq_fine_points *, const skivfpq_queries *, int64_t,
                                  int32_t *, uint8_t *, char *) noexcept nogil
+        int64_t (*query_levels)(int64_t) noexcept nogil
         int64_t (*rank_rows)(const skivfpq_lists *, const skivfpq_queries *, const int64_t *, int64_t, int64_t,
                              double *, int64_t *, char *) noexcept nogil
     const skivfpq_kernels *skivfpq_pick(const char *name)
@@ -604,6 +605,11 @@ def scan_shape():
     units come in multiples of, whether scores are known modulo 2^16 only."""
     cdef const skivfpq_scan_shape *shape = kernels.scan_shape
     return shape.columns, shape.largest_column, shape.units_multiple, bool(shape.wraps)
+
+
+def query_levels(int64_t width):
+    """Levels of queries for one of rows, of points of so many features."""
+    return kernels.query_levels(width)
 
 
 def pack_rows(

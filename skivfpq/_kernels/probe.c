@@ -132,9 +132,10 @@ int64_t NEAREST_LISTS(const skivfpq_lists *centers, const skivfpq_fine_points *f
     int64_t n = queries->n, width = centers->units * 4, places = centers->blocks[1] * BLOCK, used = 0;
     int64_t n_places = places + centers->stray_offsets[1] + 16;
     const query_point *points[COLUMNS];
-    const int8_t *levels[COLUMNS];
+    const column_level *levels[COLUMNS];
     probing p = {.centers = centers, .fine = fine, .n_probes = n_probes};
-    int8_t *codes = take(scratch, &used, COLUMNS * width), *panel = take(scratch, &used, COLUMNS * width);
+    column_level *codes = take(scratch, &used, sizeof(column_level) * COLUMNS * width);
+    column_level *panel = take(scratch, &used, sizeof(column_level) * COLUMNS * width);
     p.scores = take(scratch, &used, sizeof(int32_t) * (n < COLUMNS ? n : COLUMNS) * places);
     p.near = take(scratch, &used, sizeof(int32_t) * n_places);
     p.nearness = take(scratch, &used, sizeof(double) * n_places);
@@ -144,7 +145,7 @@ int64_t NEAREST_LISTS(const skivfpq_lists *centers, const skivfpq_fine_points *f
     p.query = take(scratch, &used, sizeof(double) * centers->d);
     p.row = take(scratch, &used, sizeof(double) * centers->d);
     if (!scratch) return used;
-    memset(panel, 0, COLUMNS * width);
+    memset(panel, 0, sizeof(column_level) * COLUMNS * width);
     begin_scan();
     for (int64_t first = 0; first < n; first += COLUMNS) {
         int n_queries = n - first < COLUMNS ? (int)(n - first) : COLUMNS;

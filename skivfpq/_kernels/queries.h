@@ -21,16 +21,21 @@ typedef struct {
     int64_t sum, sq_norm;
 } query_sums;
 
-/* levels (d,) of values (d rounded up to whole fours, zeros beyond) in units of scale; beyond LARGEST_COLUMN cut off. */
-static query_sums round_query(const double *values, int64_t d, double scale, int8_t *levels) {
+/* How many levels of queries make one of rows; scores of many features must fit 32 bits. */
+static int64_t query_levels(int64_t width) {
+    int64_t levels = 16384 / width;
+    return levels > MOST_LEVELS ? MOST_LEVELS : levels < 1 ? 1 : levels;
+}
+
+/* levels (units, 4) of values (4 units, zeros beyond the features), in units of scale; beyond +-127 of rows cut off. */
+static query_sums round_query(const double *values, int64_t units, double scale, column_level *levels) {
     typedef int32_t ints4 __attribute__((vector_size(16)));
     typedef int64_t masks4 __attribute__((vector_size(32)));
     const terms4 to_integer = {0x1.8p52, 0x1.8p52, 0x1.8p52, 0x1.8p52}; /* adding and subtracting it rounds */
-    const terms4 most = {LARGEST_COLUMN, LARGEST_COLUMN, LARGEST_COLUMN, LARGEST_COLUMN};
-    const terms4 least = LARGEST_COLUMN == 127 ? -most - 1 : -most;
+    const terms4 least = (terms4){0} - 128.0 * (double)query_levels(4 * units), most = -least - 1;
     terms4 sq_errors = {0}, sq_lengths = {0};
     ints4 sums = {0}, sq_norms = {0};
-    for (int64_t j = 0; j < d; j += 4) {
+    for (int64_t j = 0; j < 4 * units; j += 4) {
         terms4 value = *(const terms4 *)(values + j), level = value * (1 / scale);
         masks4 above = level > most, below = level < least;
         level = (terms4)((above & (masks4)most) | (below & (masks4)least) | (~(above | below) & (masks4)level));
@@ -38,7 +43,7 @@ static query_sums round_query(const double *values, int64_t d, double scale, int
         terms4 rest = value - level * scale;
         ints4 whole = __builtin_convertvector(level, ints4);
         sq_errors += rest * rest, sq_lengths += value * value, sums += whole, sq_norms += whole * whole;
-        for (int64_t i = 0; i < 4 && j + i < d; i++) levels[j + i] = (int8_t)whole[i];
+        for (int i = 0; i < 4; i++) levels[j + UNIT_PLACE(i)] = (column_level)whole[i];
     }
     query_sums all = {0, 0, 0, 0};
     for (int i = 0; i < 4; i++) {
@@ -48,21 +53,20 @@ static query_sums round_query(const double *values, int64_t d, double scale, int
     return all;
 }
 
-/* The int8 point of a query, (4 units,), and what its scores mean. Values beyond the scale are cut off: the bound
+/* The point of a query, (4 units,), and what its scores mean. Values beyond the scale are cut off: the bound
  * knows. */
-static void set_query(const skivfpq_lists *l, const double *query, int8_t *point, query_point *q) {
+static void set_query(const skivfpq_lists *l, const double *query, column_level *point, query_point *q) {
     int is_product = l->metric == BY_PRODUCT;
-    double values[l->d + 4], scale = l->query_scale, largest = 0, at_origin = 0, reach = 0;
-    for (int64_t j = 0; j < 4; j++) values[l->d + j] = 0;
+    double values[4 * l->units], scale = l->query_scale, largest = 0, at_origin = 0, reach = 0;
+    for (int64_t j = l->d; j < 4 * l->units; j++) values[j] = 0;
     if (is_product) {
         for (int64_t j = 0; j < l->d; j++) {
             values[j] = query[j], largest = fmax(largest, fabs(query[j]));
             at_origin += query[j] * l->origin[j], reach += fabs(query[j] * l->origin[j]);
         }
-        scale = largest > TINY ? largest / LARGEST_COLUMN : 1; /* tiny ones are all error */
+        scale = largest > TINY ? largest / (127 * query_levels(4 * l->units)) : 1; /* tiny ones are all error */
     } else for (int64_t j = 0; j < l->d; j++) values[j] = query[j] - l->origin[j];
-    for (int64_t j = l->d; j < 4 * l->units; j++) point[j] = 0;
-    query_sums sums = round_query(values, l->d, scale, point);
+    query_sums sums = round_query(values, l->units, scale, point);
     double length = sqrt(sums.sq_length) * (1 + ROUNDING) + TINY;
     double error = sqrt(sums.sq_error) * (1 + ROUNDING) + 1e-15 * length + TINY;
     q->metric = l->metric, q->is_linear = is_product, q->sum = (int32_t)sums.sum;
@@ -80,7 +84,7 @@ static void set_query(const skivfpq_lists *l, const double *query, int8_t *point
 }
 
 /* Points (4 units,) of up to COLUMNS queries, side by side. */
-static void fill_panel(const int8_t *const *points, int n, int64_t units, int8_t *panel) {
+static void fill_panel(const column_level *const *points, int n, int64_t units, column_level *panel) {
     int64_t u = 0;
 #if COLUMNS == BLOCK
     const int32_t *codes[BLOCK];
@@ -88,7 +92,7 @@ static void fill_panel(const int8_t *const *points, int n, int64_t units, int8_t
     interleave(codes, units, (int32_t *)panel), u = units;
 #endif
     for (; u < units; u++)
-        for (int c = 0; c < n; c++) memcpy(panel + PANEL_OFFSET(c, 4 * u), points[c] + 4 * u, 4);
+        for (int c = 0; c < n; c++) memcpy(panel + PANEL_OFFSET(c, 4 * u), points[c] + 4 * u, 4 * sizeof *panel);
 }
 
 /* ---- all scores of some rows */
@@ -96,7 +100,7 @@ static void fill_panel(const int8_t *const *points, int n, int64_t units, int8_t
 /* Scores OUT (COLUMNS, n_blocks * 16) of up to COLUMNS queries and the rows of some blocks; -ABSENT where there is
  * none. */
 static void score_all(const skivfpq_lists *l, int64_t first_block, int64_t n_blocks, const query_point *const *points,
-                      int n, const int8_t *panel, int32_t *scores) {
+                      int n, const column_level *panel, int32_t *scores) {
     int32_t out[COLUMNS][BLOCK] __attribute__((aligned(64)));
     int32_t starts[COLUMNS], lowest[COLUMNS];
     uint16_t hits[COLUMNS + 3];
@@ -106,10 +110,12 @@ static void score_all(const skivfpq_lists *l, int64_t first_block, int64_t n_blo
         const int32_t *terms = l->terms + (first_block + b) * BLOCK;
         const uint8_t *codes = l->codes + (first_block + b) * l->units * 64;
         score_block(codes, panel, starts, l->units, n, terms, NULL, out, hits);
-        ints16 absent = *(const ints16 *)terms == ABSENT;
-        for (int c = 0; c < n; c++) {
-            ints16 score = *(const ints16 *)out[c] + lowest[c];
-            *(ints16 *)(scores + (c * n_blocks + b) * BLOCK) = (absent & -ABSENT) | (~absent & score);
+        for (int r = 0; r < BLOCK; r += LANES) {
+            ints absent = *(const ints *)(terms + r) == ABSENT;
+            for (int c = 0; c < n; c++) {
+                ints score = *(const ints *)(out[c] + r) + lowest[c];
+                *(ints *)(scores + (c * n_blocks + b) * BLOCK + r) = (absent & -ABSENT) | (~absent & score);
+            }
         }
     }
 }

@@ -5,6 +5,8 @@
 #include "candidates.h"
 #include "queries.h"
 
+int64_t QUERY_LEVELS(int64_t width) { return query_levels(width); }
+
 #define FIRST_BLOCKS 64 /* of the nearest list, whose scores give the first threshold */
 
 typedef struct {
@@ -12,19 +14,19 @@ typedef struct {
     query_state *states;
     waiting_row *waiting; /* (n_queries, capacity) */
     found_row *found;    /* (n_queries, k) */
-    int8_t *points;      /* (n_queries, 4 units) b */
-    int8_t *panel;       /* of COLUMNS queries */
+    column_level *points; /* (n_queries, 4 units) b */
+    column_level *panel; /* of COLUMNS queries */
     int32_t *scores;     /* (COLUMNS, places of FIRST_BLOCKS) */
     int64_t *starts;     /* (n_lists + 2,) */
     int32_t *order;      /* (n_queries * n_probes,) */
 } search;
 
 /* The score of a row of a block. */
-static int32_t plain_score(const skivfpq_lists *l, int64_t block, int r, const int8_t *point, int32_t sum) {
+static int32_t plain_score(const skivfpq_lists *l, int64_t block, int r, const column_level *point, int32_t sum) {
     const uint8_t *codes = l->codes + block * l->units * 64 + r * 4;
     int32_t score = -128 * sum - l->terms[block * BLOCK + r];
     for (int64_t u = 0; u < l->units; u++, codes += 64, point += 4)
-        score += codes[0] * point[0] + codes[1] * point[1] + codes[2] * point[2] + codes[3] * point[3];
+        for (int i = 0; i < 4; i++) score += codes[i] * point[UNIT_PLACE(i)];
     return score;
 }
 
@@ -48,7 +50,7 @@ static void set_first_thresholds(search *s, int64_t list, const int32_t *queries
 static int set_any_threshold(search *s, int64_t query, const int32_t *probes, int64_t n_probes) {
     const skivfpq_lists *l = s->rank.lists;
     query_state *q = s->states + query;
-    const int8_t *point = s->points + query * l->units * 4;
+    const column_level *point = s->points + query * l->units * 4;
     int32_t kth = INT32_MAX;
     int64_t n = 0;
     for (int64_t p = 0; p < n_probes && probes[p] >= 0 && n < s->rank.k; p++)
@@ -97,7 +99,7 @@ typedef void scan_function(search *, int64_t list, const int32_t *queries, int n
 /* Calls a function with each list and the queries that probe it, some at a time, their points in the panel. */
 static void each_panel(search *s, scan_function *scan) {
     const skivfpq_lists *l = s->rank.lists;
-    const int8_t *points[COLUMNS];
+    const column_level *points[COLUMNS];
     for (int64_t list = 0; list < l->n_lists; list++)
         for (int64_t i = s->starts[list]; i < s->starts[list + 1]; i += COLUMNS) {
             int n = s->starts[list + 1] - i < COLUMNS ? (int)(s->starts[list + 1] - i) : COLUMNS;
@@ -137,7 +139,7 @@ static void sort_probes(search *s, const int32_t *probes, int64_t n_probes, int6
 static void search_one(search *s, const int32_t *probes, int64_t n_probes, uint8_t *unserved) {
     const skivfpq_lists *l = s->rank.lists;
     const int32_t query = 0;
-    const int8_t *point = s->points;
+    const column_level *point = s->points;
     fill_panel(&point, 1, l->units, s->panel);
     if (probes[0] >= 0 && !*unserved) set_first_thresholds(s, probes[0], &query, 1);
     if (s->states->point.threshold == INT32_MIN) *unserved |= !set_any_threshold(s, 0, probes, n_probes);
@@ -182,15 +184,15 @@ int64_t SEARCH_LISTS(const skivfpq_lists *lists, const skivfpq_queries *queries,
     s.states = take(scratch, &used, sizeof(query_state) * n);
     s.waiting = take(scratch, &used, sizeof(waiting_row) * n * capacity);
     s.found = take(scratch, &used, sizeof(found_row) * n * k);
-    s.points = take(scratch, &used, n * width);
-    s.panel = take(scratch, &used, COLUMNS * width);
+    s.points = take(scratch, &used, sizeof(column_level) * n * width);
+    s.panel = take(scratch, &used, sizeof(column_level) * COLUMNS * width);
     s.scores = take(scratch, &used, sizeof(int32_t) * (n < COLUMNS ? n : COLUMNS) * FIRST_BLOCKS * BLOCK);
     s.starts = take(scratch, &used, sizeof(int64_t) * (lists->n_lists + 2));
     s.order = take(scratch, &used, sizeof(int32_t) * n * n_probes);
     s.rank.query = take(scratch, &used, sizeof(double) * lists->d);
     s.rank.row = take(scratch, &used, sizeof(double) * lists->d);
     if (!scratch) return used;
-    memset(s.panel, 0, COLUMNS * width);
+    memset(s.panel, 0, sizeof(column_level) * COLUMNS * width);
     begin_scan();
     for (int64_t i = 0; i < n; i++) {
         query_state *q = s.states + i;

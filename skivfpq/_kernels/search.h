@@ -9,6 +9,7 @@
 
 #define SEARCH_LISTS LEVELLED(search_lists, LEVEL)
 #define SEARCH_CODES LEVELLED(search_codes, LEVEL)
+#define QUERY_LEVELS LEVELLED(query_levels, LEVEL)
 #define RANK_ROWS LEVELLED(rank_rows, LEVEL)
 #define NEAREST_LISTS LEVELLED(nearest_lists, LEVEL)
 
@@ -75,6 +76,8 @@ typedef struct {
 /* Scratch memory starts at a line of the cache; without any (NULL) only the bytes that it must have are returned,
  * else 0. */
 #define DECLARE_SEARCH                                                                               \
+    /* scale / query_scale for points of so many features, units filled up. */                       \
+    int64_t QUERY_LEVELS(int64_t width);                                                             \
     /* The k nearest rows of queries in the lists (n, n_probes) that they probe, nearest first, -1 for none: */ \
     /* keys and positions OUT (n, k), unserved OUT (n,): 1 where points cannot serve, or there are fewer rows. */ \
     int64_t SEARCH_LISTS(const skivfpq_lists *lists, const skivfpq_queries *queries, const int32_t *probes, \
