@@ -45,57 +45,59 @@ typedef struct {
     float padded[CHUNK]; /* terms of the last rows of a list */
 } code_search;
 
-typedef float floats16 __attribute__((vector_size(64), aligned(4)));
-typedef uint8_t bytes16 __attribute__((vector_size(16), aligned(1)));
+typedef float floats __attribute__((vector_size(4 * LANES), aligned(4)));
 
-/* sums + products of 16 pairs of levels with one. */
-#if defined(__AVX512VNNI__)
-#define ADD_PRODUCTS(sums, pairs, pair)                                                              \
-    sums = (ints16)_mm512_dpwssd_epi32((__m512i)sums, _mm512_loadu_si512(pairs), _mm512_set1_epi32(pair));
-#elif defined(__AVX512BW__)
-#define ADD_PRODUCTS(sums, pairs, pair)                                                              \
-    sums += (ints16)_mm512_madd_epi16(_mm512_loadu_si512(pairs), _mm512_set1_epi32(pair));
-#elif defined(__AVX2__)
-#define ADD_PRODUCTS(sums, pairs, pair)                                                              \
-    for (int half = 0; half < 2; half++)                                                             \
-        ((__m256i *)&sums)[half] = _mm256_add_epi32(                                                 \
-            ((__m256i *)&sums)[half],                                                                \
-            _mm256_madd_epi16(_mm256_loadu_si256((const __m256i_u *)(pairs) + half), _mm256_set1_epi32(pair)));
-#else
-#define ADD_PRODUCTS(sums, pairs, pair)                                                              \
-    {                                                                                                \
-        ints16 both = *(const ints16 *)(pairs);                                                      \
-        sums += (both << 16 >> 16) * ((pair) << 16 >> 16) + (both >> 16) * ((pair) >> 16);           \
-    }
-#endif
-
+/* sums + products of LANES pairs of levels with one; the lower and the higher of floats; 16 numbers as bytes. */
 #if defined(__AVX512F__)
-#define LOWER(a, b) ((floats16)_mm512_min_ps((__m512)(a), (__m512)(b)))
-#define HIGHER(a, b) ((floats16)_mm512_max_ps((__m512)(a), (__m512)(b)))
+#if defined(__AVX512VNNI__)
+#define ADD_PRODUCTS(sums, pairs, pair) (ints)_mm512_dpwssd_epi32((__m512i)(sums), (__m512i)(pairs), (__m512i)(pair))
 #else
-#define LOWER(a, b) ((floats16)((((a) < (b)) & (ints16)(a)) | (((a) >= (b)) & (ints16)(b))))
-#define HIGHER(a, b) ((floats16)((((a) < (b)) & (ints16)(b)) | (((a) >= (b)) & (ints16)(a))))
+#define ADD_PRODUCTS(sums, pairs, pair) ((sums) + (ints)_mm512_madd_epi16((__m512i)(pairs), (__m512i)(pair)))
+#endif
+#define LOWER(a, b) ((floats)_mm512_min_ps((__m512)(a), (__m512)(b)))
+#define HIGHER(a, b) ((floats)_mm512_max_ps((__m512)(a), (__m512)(b)))
+static inline void store_bytes(const ints *numbers, uint8_t *bytes) {
+    _mm_storeu_si128((__m128i *)bytes, _mm512_cvtepi32_epi8((__m512i)numbers[0]));
+}
+#elif defined(__AVX2__)
+#define ADD_PRODUCTS(sums, pairs, pair) ((sums) + (ints)_mm256_madd_epi16((__m256i)(pairs), (__m256i)(pair)))
+#define LOWER(a, b) ((floats)_mm256_min_ps((__m256)(a), (__m256)(b)))
+#define HIGHER(a, b) ((floats)_mm256_max_ps((__m256)(a), (__m256)(b)))
+static inline void store_bytes(const ints *numbers, uint8_t *bytes) {
+    __m256i low = (__m256i)numbers[0], high = (__m256i)numbers[1];
+    __m256i words = _mm256_permute4x64_epi64(_mm256_packus_epi32(low, high), 0xD8);
+    _mm_storeu_si128((__m128i *)bytes, _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+}
+#else
+#define ADD_PRODUCTS(sums, pairs, pair)                                                              \
+    ((sums) + ((pairs) << 16 >> 16) * ((pair) << 16 >> 16) + ((pairs) >> 16) * ((pair) >> 16))
+#define LOWER(a, b) ((floats)((((a) < (b)) & (ints)(a)) | (((a) >= (b)) & (ints)(b))))
+#define HIGHER(a, b) ((floats)((((a) < (b)) & (ints)(b)) | (((a) >= (b)) & (ints)(a))))
+static inline void store_bytes(const ints *numbers, uint8_t *bytes) {
+    for (int i = 0; i < 16; i++) bytes[i] = (uint8_t)numbers[i / LANES][i % LANES];
+}
 #endif
 
-/* Products of a part of the query with 16 n_vectors codewords: of levels, or of floats. */
+/* Products of a part of the query with LANES n_vectors codewords: of levels, or of floats. */
 static inline __attribute__((always_inline)) void multiply_levels(const int16_t *part, int64_t n_pairs, const int16_t *words,
                                                                   int64_t n_codewords, float level, float *out,
                                                                   const int n_vectors) {
-    ints16 sums[4] = {{0}};
+    ints sums[64 / LANES] = {{0}};
     for (int64_t j = 0; j < n_pairs; j++, words += 2 * n_codewords) {
         int32_t pair;
         memcpy(&pair, part + 2 * j, sizeof pair);
-        for (int v = 0; v < n_vectors; v++) ADD_PRODUCTS(sums[v], words + 32 * v, pair)
+        for (int v = 0; v < n_vectors; v++)
+            sums[v] = ADD_PRODUCTS(sums[v], ((const ints *)words)[v], (ints){0} + pair);
     }
-    for (int v = 0; v < n_vectors; v++) ((floats16 *)out)[v] = __builtin_convertvector(sums[v], floats16) * level;
+    for (int v = 0; v < n_vectors; v++) ((floats *)out)[v] = __builtin_convertvector(sums[v], floats) * level;
 }
 
 static inline __attribute__((always_inline)) void multiply_floats(const float *part, int64_t width, const float *words,
                                                                   int64_t n_codewords, float *out, const int n_vectors) {
-    floats16 sums[4] = {{0}};
+    floats sums[64 / LANES] = {{0}};
     for (int64_t j = 0; j < width; j++)
-        for (int v = 0; v < n_vectors; v++) sums[v] += part[j] * ((const floats16 *)(words + j * n_codewords))[v];
-    for (int v = 0; v < n_vectors; v++) ((floats16 *)out)[v] = sums[v];
+        for (int v = 0; v < n_vectors; v++) sums[v] += part[j] * ((const floats *)(words + j * n_codewords))[v];
+    for (int v = 0; v < n_vectors; v++) ((floats *)out)[v] = sums[v];
 }
 
 /* The products of subspace m. level: of products of levels, or 0 for those of floats */
@@ -106,21 +108,21 @@ static void multiply_words(code_search *s, int64_t m, float level) {
     const int16_t *levels = c->levels + 2 * pair * n, *part = s->levels + 2 * pair;
     const float *words = c->scaled + first * n, *query = s->query + first;
     float *out = s->products + m * n;
-    for (; level > 0 && k + 64 <= n; k += 64) multiply_levels(part, n_pairs, levels + 2 * k, n, level, out + k, 4);
-    for (; level > 0 && k < n; k += 16) multiply_levels(part, n_pairs, levels + 2 * k, n, level, out + k, 1);
-    for (; k + 64 <= n; k += 64) multiply_floats(query, width, words + k, n, out + k, 4);
-    for (; k < n; k += 16) multiply_floats(query, width, words + k, n, out + k, 1);
+    for (; level > 0 && k + 64 <= n; k += 64) multiply_levels(part, n_pairs, levels + 2 * k, n, level, out + k, 64 / LANES);
+    for (; level > 0 && k < n; k += 16) multiply_levels(part, n_pairs, levels + 2 * k, n, level, out + k, 16 / LANES);
+    for (; k + 64 <= n; k += 64) multiply_floats(query, width, words + k, n, out + k, 64 / LANES);
+    for (; k < n; k += 16) multiply_floats(query, width, words + k, n, out + k, 16 / LANES);
 }
 
 /* The highest of some products, and how far below it the lowest is. n: a multiple of 16 */
 static float find_range(const float *products, int64_t n, float *range) {
-    floats16 low = *(const floats16 *)products, high = low;
-    for (int64_t k = 16; k < n; k += 16) {
-        floats16 some = *(const floats16 *)(products + k);
+    floats low = *(const floats *)products, high = low;
+    for (int64_t k = LANES; k < n; k += LANES) {
+        floats some = *(const floats *)(products + k);
         low = LOWER(some, low), high = HIGHER(some, high);
     }
     float lowest = low[0], highest = high[0];
-    for (int i = 1; i < 16; i++) {
+    for (int i = 1; i < LANES; i++) {
         lowest = low[i] < lowest ? low[i] : lowest;
         highest = high[i] > highest ? high[i] : highest;
     }
@@ -133,11 +135,13 @@ static void round_table(const code_search *s, int64_t m, float scale) {
     int64_t n = s->rank.lists->coded->n_codewords;
     const float *products = s->products + m * n;
     for (int64_t k = 0; k < n; k += 16) {
-        floats16 gaps = s->highest[m] - *(const floats16 *)(products + k);
-        ints16 entries = __builtin_convertvector(gaps * scale, ints16);
-        for (int digit = s->n_digits - 1; digit >= 0; digit--, entries >>= s->bits)
-            *(bytes16 *)(s->tables[digit] + m * n + k) =
-                __builtin_convertvector(entries & ((1 << s->bits) - 1), bytes16);
+        ints entries[16 / LANES], digits[16 / LANES];
+        for (int v = 0; v < 16 / LANES; v++)
+            entries[v] = __builtin_convertvector((s->highest[m] - ((const floats *)(products + k))[v]) * scale, ints);
+        for (int digit = s->n_digits - 1; digit >= 0; digit--) {
+            for (int v = 0; v < 16 / LANES; v++) digits[v] = entries[v] & ((1 << s->bits) - 1), entries[v] >>= s->bits;
+            store_bytes(digits, s->tables[digit] + m * n + k);
+        }
     }
 }
 
@@ -272,7 +276,7 @@ static int score_chunk(code_search *s, const code_list *codes, int64_t first, in
     for (int digit = 0; digit < s->n_digits; digit++, place /= (float)(1 << s->bits)) {
         uint16_t digits[CHUNK] __attribute__((aligned(64)));
         uint32_t any = 0;
-        s->sums(c, s->tables[digit], codes->columns + first * code_bytes(c), codes->stride, digits);
+        s->sums(c, s->tables[digit], codes->columns + first * code_bytes(c), codes->stride, n_rows, digits);
         for (int64_t r = n_rows; r < CHUNK; r++) digits[r] = 0; /* those that are not there */
         for (int r = 0; r < CHUNK; r++) sums[r] += digits[r] * place;
         if (l->metric == BY_DISTANCE)

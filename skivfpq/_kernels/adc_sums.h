@@ -20,12 +20,12 @@ static inline int entry_bits(int64_t n_subspaces, int64_t n_codewords) {
 #define ADC_SUMS_ARGUMENTS                                                                           \
     const skivfpq_coded *c, const uint8_t *tables, /* IN (n_subspaces, n_codewords) */               \
         const void *columns, int64_t stride,       /* IN codes of the first row; codes from one column to the next */ \
-        uint16_t *sums                             /* OUT (CHUNK,), of rows that are not there too */
+        int64_t n_rows, uint16_t *sums             /* OUT (CHUNK,), those of n_rows and maybe of more */
 typedef void adc_sums(ADC_SUMS_ARGUMENTS);
 
 #define PLAIN_SUMS(NAME, CODE)                                                                       \
     static void NAME(ADC_SUMS_ARGUMENTS) {                                                           \
-        for (int first = 0; first < CHUNK; first += 8) {                                             \
+        for (int first = 0; first < CHUNK && first < n_rows; first += 8) {                                             \
             const CODE *codes = (const CODE *)columns + first;                                       \
             const uint8_t *table = tables;                                                           \
             uint32_t all[8] = {0};                                                                   \
@@ -69,6 +69,7 @@ static inline void split_sums(words all, words upper, uint16_t *sums) {
 static void sums_packed(ADC_SUMS_ARGUMENTS) {
     const uint8_t *codes = columns;
     words all[VECTORS] = {{0}}, upper[VECTORS] = {{0}};
+    (void)n_rows;
     for (int64_t m = 0; m < c->n_columns; m++, codes += stride) {
         static const uint8_t zeros[16] = {0};
         bytes low = TABLE_16(tables + 32 * m), high = TABLE_16(2 * m + 1 < c->n_subspaces ? tables + 32 * m + 16 : zeros);
@@ -86,6 +87,7 @@ static void sums_packed(ADC_SUMS_ARGUMENTS) {
 __attribute__((target("avx512vbmi"))) static void sums_vbmi(ADC_SUMS_ARGUMENTS) {
     const uint8_t *codes = columns;
     __m512i all = _mm512_setzero_si512(), upper = all;
+    (void)n_rows;
     for (int64_t m = 0; m < c->n_subspaces; m++, codes += stride, tables += 256) {
         const __m512i *table = (const __m512i *)tables, code = _mm512_loadu_si512(codes);
         __m512i below = _mm512_permutex2var_epi8(table[0], code, table[1]);
@@ -95,6 +97,32 @@ __attribute__((target("avx512vbmi"))) static void sums_vbmi(ADC_SUMS_ARGUMENTS) 
     }
     split_sums((words)all, (words)upper, sums);
 }
+#elif defined(__AVX2__)
+/* Of tables of 256 entries 16 shuffles, of which the upper four bits of a code choose, bit by bit. */
+static inline __m256i choose(__m256i low, __m256i high, __m256i code, const int bit) { /* by the top bit of each byte */
+    return _mm256_blendv_epi8(low, high, _mm256_slli_epi16(code, 7 - bit));
+}
+
+static inline __m256i look_up_64(const uint8_t *table, __m256i code) {
+    __m256i lowest = _mm256_and_si256(code, _mm256_set1_epi8(15)), found[4];
+    for (int i = 0; i < 4; i++) found[i] = (__m256i)LOOK_UP(TABLE_16(table + 16 * i), lowest);
+    return choose(choose(found[0], found[1], code, 4), choose(found[2], found[3], code, 4), code, 5);
+}
+
+static void sums_of_shuffles(ADC_SUMS_ARGUMENTS) {
+    for (int first = 0; first < CHUNK && first < n_rows; first += WIDE) {
+        const uint8_t *codes = (const uint8_t *)columns + first, *table = tables;
+        words all = {0}, upper = {0};
+        for (int64_t m = 0; m < c->n_subspaces; m++, codes += stride, table += 256) {
+            __m256i code = _mm256_loadu_si256((const __m256i *)codes);
+            __m256i below = choose(look_up_64(table, code), look_up_64(table + 64, code), code, 6);
+            __m256i above = choose(look_up_64(table + 128, code), look_up_64(table + 192, code), code, 6);
+            words found = (words)choose(below, above, code, 7);
+            all += found, upper += found >> 8;
+        }
+        split_sums(all, upper, sums + first);
+    }
+}
 #endif
 
 static adc_sums *pick_sums(const skivfpq_coded *c) {
@@ -102,6 +130,8 @@ static adc_sums *pick_sums(const skivfpq_coded *c) {
     if (c->n_codewords > 256) return sums_u16;
 #if defined(__AVX512BW__)
     if (__builtin_cpu_supports("avx512vbmi")) return sums_vbmi;
+#elif defined(__AVX2__)
+    return sums_of_shuffles;
 #endif
     return sums_u8;
 }

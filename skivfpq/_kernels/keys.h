@@ -85,7 +85,6 @@ static double highest_key(const query_point *q, int32_t score) {
 #endif
 
 typedef int32_t ints __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef int32_t ints16 __attribute__((vector_size(64), aligned(4), may_alias));
 
 /* Which of 16 scores are at least so high, a bit each. */
 static inline uint32_t reaching(const int32_t *scores, int32_t least) {
