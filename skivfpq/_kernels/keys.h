@@ -102,11 +102,12 @@ static inline uint32_t reaching(const int32_t *scores, int32_t least) {
 #endif
 }
 
-/* The places of scores that are at least so high, OUT (n,); returns how many. n: a multiple of 16 */
-static inline int64_t places_from(const int32_t *scores, int64_t n, int32_t least, int32_t *places) {
+/* The places of scores from least to below, OUT (n,); returns how many. n: a multiple of 16 */
+static inline int64_t places_between(const int32_t *scores, int64_t n, int32_t least, int32_t below, int32_t *places) {
     int64_t found = 0;
     for (int64_t i = 0; i < n; i += 16) {
         uint32_t hits = reaching(scores + i, least);
+        if (hits && below < INT32_MAX) hits &= ~reaching(scores + i, below);
 #if defined(__AVX512F__) /* no branch that cannot be foretold; compressed in a register, since stores of that are slow */
         const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
         __m512i own = _mm512_add_epi32(lanes, _mm512_set1_epi32((int32_t)i));

@@ -1,6 +1,6 @@
-/* The coarse step: which lists each query probes, the nearest centers being chosen in three steps. Scores of int8
- * points leave those that may be among them; fine points (scan.h), 100 times as precise, order these; the few around
- * the last place that even they cannot tell apart are evaluated in float64. */
+/* The coarse step: which lists each query probes. Scores of int8 points tell which centers may be the nearest: fine
+ * points (scan.h), 100 times as precise, of those with the best scores bound how far the last list can be, and scores
+ * exclude what is farther. The few around the last place that fine points cannot tell apart are evaluated in float64. */
 #include "scan.h"
 #include "search.h"
 
@@ -15,17 +15,26 @@ typedef struct {
     int32_t list;
 } candidate;
 
+/* A query by its fine point; base, reach: its product with the origin, and that of their sizes. */
+typedef struct {
+    float scale, error;
+    int32_t sq_norm;
+    double base, reach;
+} fine_query;
+
 typedef struct {
     const skivfpq_lists *centers;
     const skivfpq_fine_points *fine;
     int64_t n_probes;
     query_point points[COLUMNS];
+    fine_query queries[COLUMNS];
+    int16_t *fine_codes;    /* (COLUMNS, d) theirs */
+    float *fine_origin;     /* (d,) */
     int32_t *scores;        /* (COLUMNS, places) */
     int32_t *near;          /* (places,) candidates, those that may be among the nearest */
     double *nearness;       /* (places,) theirs */
     int32_t *ranks;         /* (places,) theirs */
     candidate *open;        /* (places,) of them those that fine points cannot tell apart */
-    int16_t *fine_query;    /* (d,) */
     double *query, *row;    /* (d,) */
 } probing;
 
@@ -35,37 +44,50 @@ static inline int is_nearer(candidate a, candidate b) {
 
 SELECT(select_nearest, candidate, is_nearer)
 
-/* Nearness of n candidates by fine points: squared distances, or minus products; returns how wrong any distance, or
- * product, may be. */
-static double measure(probing *p, int64_t n) {
-    const double *query = p->query;
+/* The fine point of the query that is loaded, of column c. */
+static void set_fine(probing *p, int c) {
+    const skivfpq_lists *l = p->centers;
+    fine_query *q = p->queries + c;
+    q->base = q->reach = 0;
+    for (int64_t j = 0; j < l->d && l->metric == BY_PRODUCT; j++)
+        q->base += p->query[j] * l->origin[j], q->reach += fabs(p->query[j] * l->origin[j]);
+    PACK_FINE(p->query, 1, 1, l->d, p->fine_origin, p->fine_codes + c * l->d, &q->scale, &q->error, &q->sq_norm);
+}
+
+/* Nearness of the candidates from first to n by fine points: squared distances, or minus products; returns how wrong
+ * any distance, or product, may be. */
+static double measure(probing *p, int c, int64_t first, int64_t n) {
     const skivfpq_lists *l = p->centers;
     const skivfpq_fine_points *fine = p->fine;
+    const fine_query *q = p->queries + c;
     int is_product = l->metric == BY_PRODUCT;
-    float origin[l->d], scale, error, most = 0;
-    int32_t sq_norm, labels[TOGETHER], dots[TOGETHER];
-    double base = 0, reach = 0, longest = 0;
-    for (int64_t j = 0; j < l->d; j++) {
-        origin[j] = is_product ? 0 : l->origin[j];
-        if (is_product) base += query[j] * l->origin[j], reach += fabs(query[j] * l->origin[j]);
-    }
-    PACK_FINE(query, 1, 1, l->d, origin, p->fine_query, &scale, &error, &sq_norm);
-    double sq_length = (double)scale * scale * sq_norm, length = sqrt(sq_length);
-    for (int64_t i = 0; i < n; i += TOGETHER) {
+    double sq_length = (double)q->scale * q->scale * q->sq_norm, length = sqrt(sq_length), longest = 0;
+    int32_t labels[TOGETHER], dots[TOGETHER];
+    float most = 0;
+    for (int64_t i = first; i < n; i += TOGETHER) {
         int together = n - i < TOGETHER ? (int)(n - i) : TOGETHER;
-        for (int c = 0; c < TOGETHER; c++) labels[c] = p->near[c < together ? i + c : i];
-        products(p->fine_query, fine->codes, labels, TOGETHER, l->d, dots);
-        for (int c = 0; c < together; c++) {
-            float own = fine->scales[labels[c]];
-            double other = (double)own * own * fine->sq_norms[labels[c]], product = (double)scale * own * dots[c];
-            p->nearness[i + c] = is_product ? -base - product : sq_length - 2 * product + other;
-            most = fmaxf(most, fine->errors[labels[c]]), longest = fmax(longest, other);
+        for (int t = 0; t < TOGETHER; t++) labels[t] = p->near[t < together ? i + t : i];
+        products(p->fine_codes + c * l->d, fine->codes, labels, TOGETHER, l->d, dots);
+        for (int t = 0; t < together; t++) {
+            float own = fine->scales[labels[t]];
+            double other = (double)own * own * fine->sq_norms[labels[t]], product = (double)q->scale * own * dots[t];
+            p->nearness[i + t] = is_product ? -q->base - product : sq_length - 2 * product + other;
+            most = fmaxf(most, fine->errors[labels[t]]), longest = fmax(longest, other);
         }
     }
     longest = sqrt(longest);
-    double sum_error = LARGEST_SUM_ERROR * (reach + (length + error) * longest);
-    if (is_product) return length * most + error * (longest + most) + sum_error + TINY;
-    return (most + error) * (1 + ROUNDING) + 1e-6 * (length + longest) + TINY; /* roots of cancelled squares */
+    double sum_error = LARGEST_SUM_ERROR * (q->reach + (length + q->error) * longest);
+    if (is_product) return length * most + q->error * (longest + most) + sum_error + TINY;
+    return (most + q->error) * (1 + ROUNDING) + 1e-6 * (length + longest) + TINY; /* roots of cancelled squares */
+}
+
+/* No key of n candidates is greater. */
+static double farthest_key(const probing *p, int64_t n, double error) {
+    double farthest = p->nearness[0];
+    for (int64_t i = 1; i < n; i++) farthest = p->nearness[i] > farthest ? p->nearness[i] : farthest;
+    if (p->centers->metric == BY_PRODUCT) return farthest + error;
+    double distance = sqrt(fmax(farthest, 0)) * (1 + ROUNDING) + error;
+    return distance * distance;
 }
 
 /* Nearness in whole numbers, the nearest the highest: OUT ranks (n,), and -ABSENT up to the next 16; in units of what
@@ -77,19 +99,19 @@ static double rank_nearness(const double *nearness, int64_t n, double lowest, do
     return unit;
 }
 
-/* The n_probes nearest of n candidates, OUT probes, the nearest first: exactly. */
-static void choose(probing *p, int64_t n, int32_t *probes) {
+/* The n_probes nearest of n candidates, OUT probes, the nearest first: exactly. error: of their distances, or products */
+static void choose(probing *p, int64_t n, double error, int32_t *probes) {
     const double *nearness = p->nearness;
     int32_t *ranks = p->ranks;
-    double error = 2 * measure(p, n), lowest = nearness[0], highest = nearness[0], low, high;
+    double lowest = nearness[0], highest = nearness[0], low, high;
     int64_t n_probes = p->n_probes, n_sure = 0, n_open = 0, first = 0;
     for (int64_t i = 1; i < n; i++)
         lowest = nearness[i] < lowest ? nearness[i] : lowest, highest = nearness[i] > highest ? nearness[i] : highest;
     double unit = rank_nearness(nearness, n, lowest, highest, ranks);
     double last = highest - unit * kth_score(ranks, (n + 15) / 16 * 16, n_probes, 0); /* the last's, if unit less */
-    if (p->centers->metric == BY_PRODUCT) low = last - unit - error, high = last + error;
+    if (p->centers->metric == BY_PRODUCT) low = last - unit - 2 * error, high = last + 2 * error;
     else {
-        double distance = sqrt(fmax(last, 0)) + error, below = sqrt(fmax(last - unit, 0)) - error;
+        double distance = sqrt(fmax(last, 0)) + 2 * error, below = sqrt(fmax(last - unit, 0)) - 2 * error;
         high = distance * distance, low = below > 0 ? below * below : -INFINITY;
     }
     for (int64_t i = 0; i < n; i++) {
@@ -111,20 +133,28 @@ static void choose(probing *p, int64_t n, int32_t *probes) {
     probes[first] = probes[0], probes[0] = nearest;
 }
 
-/* Candidates by score; returns how many, or 0 where scores cannot serve. */
-static int64_t gather(probing *p, int c, const int32_t *scores) {
+/* The lists that the query of column c, which is loaded, probes; returns 0 where scores cannot serve. */
+static int probe_lists(probing *p, int c, const int32_t *scores, int32_t *probes) {
     const skivfpq_lists *l = p->centers;
-    int64_t n = 0, n_scored = l->offsets[1] - l->stray_offsets[1], places = l->blocks[1] * BLOCK;
+    int64_t n = 0, n_measured, n_scored = l->offsets[1] - l->stray_offsets[1], places = l->blocks[1] * BLOCK;
     query_point *q = p->points + c;
-    int32_t least = -ABSENT + 1;
+    int32_t best = INT32_MAX, least = 1 - ABSENT;
+    double error = 0;
     if (p->n_probes < n_scored) {
+        best = kth_score(scores, places, p->n_probes, p->n_probes / 8);
+        n = places_between(scores, places, best, INT32_MAX, p->near);
+        error = measure(p, c, 0, n);
         q->threshold = INT32_MIN;
-        if (!set_threshold(q, highest_key(q, kth_score(scores, places, p->n_probes, p->n_probes / 8)))) return 0;
+        if (!set_threshold(q, farthest_key(p, n, error))) return 0;
         least = q->threshold > least ? q->threshold : least;
     }
-    n = places_from(scores, places, least, p->near);
+    n_measured = n;
+    if (least < best) n += places_between(scores, places, least, best, p->near + n);
     for (int64_t i = 0; i < l->stray_offsets[1]; i++) p->near[n++] = (int32_t)l->strays[i];
-    return n;
+    error = fmax(error, measure(p, c, n_measured, n));
+    if (n < p->n_probes) return 0;
+    choose(p, n, error, probes);
+    return 1;
 }
 
 int64_t NEAREST_LISTS(const skivfpq_lists *centers, const skivfpq_fine_points *fine, const skivfpq_queries *queries,
@@ -141,27 +171,27 @@ int64_t NEAREST_LISTS(const skivfpq_lists *centers, const skivfpq_fine_points *f
     p.nearness = take(scratch, &used, sizeof(double) * n_places);
     p.ranks = take(scratch, &used, sizeof(int32_t) * n_places);
     p.open = take(scratch, &used, sizeof(candidate) * n_places);
-    p.fine_query = take(scratch, &used, sizeof(int16_t) * centers->d);
+    p.fine_codes = take(scratch, &used, sizeof(int16_t) * COLUMNS * centers->d);
+    p.fine_origin = take(scratch, &used, sizeof(float) * centers->d);
     p.query = take(scratch, &used, sizeof(double) * centers->d);
     p.row = take(scratch, &used, sizeof(double) * centers->d);
     if (!scratch) return used;
+    for (int64_t j = 0; j < centers->d; j++) p.fine_origin[j] = centers->metric == BY_PRODUCT ? 0 : centers->origin[j];
     memset(panel, 0, sizeof(column_level) * COLUMNS * width);
     begin_scan();
     for (int64_t first = 0; first < n; first += COLUMNS) {
         int n_queries = n - first < COLUMNS ? (int)(n - first) : COLUMNS;
         for (int c = 0; c < n_queries; c++) {
             load_query(queries, first + c, centers->d, p.query);
+            set_fine(&p, c);
             set_query(centers, p.query, codes + c * width, p.points + c);
             points[c] = p.points + c, levels[c] = codes + c * width;
         }
         fill_panel(levels, n_queries, centers->units, panel);
         score_all(centers, 0, centers->blocks[1], points, n_queries, panel, p.scores);
         for (int c = 0; c < n_queries; c++) {
-            int64_t n_candidates = gather(&p, c, p.scores + c * places);
-            unserved[first + c] = n_candidates < n_probes;
-            if (unserved[first + c]) continue;
             load_query(queries, first + c, centers->d, p.query);
-            choose(&p, n_candidates, probes + (first + c) * n_probes);
+            unserved[first + c] = !probe_lists(&p, c, p.scores + c * places, probes + (first + c) * n_probes);
         }
     }
     end_scan();
