@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
 from skivfpq import IVFIndex, _kernels, exact_neighbors
-from skivfpq._algorithms import list_planes
+from skivfpq._algorithms import center_planes, list_planes
 from skivfpq._algorithms.search import Metric, nearest_rows
 
 native = _kernels.native
@@ -216,7 +216,7 @@ def test_tiny_queries_of_inner_products(size, rng):
     if planes is not None:
         queries = rng.normal(size=(8, 16)) * size
         assert_same_search(metric, planes, queries, 50, np.zeros((8, 1), dtype=np.int32))
-    centers = list_planes.CenterPlanes(metric, X).planes
+    centers = center_planes.CenterPlanes(metric, X).planes
     if centers is not None:
         probes, unserved = np.empty((8, 50), dtype=np.int32), np.empty(8, dtype=np.uint8)
         queries = rng.normal(size=(8, 16)) * size
@@ -298,21 +298,57 @@ def test_lists_to_probe_are_the_nearest(instruction_set, name, case, n_probes, r
     nearness, centers = Metric(name), rows_of(case, (300, 37), np.float64, rng)
     queries = rows_of(case, (21, 37), np.float64, rng)
     queries[:4] = centers[:4]
-    planes = list_planes.CenterPlanes(nearness, centers).planes
+    planes = center_planes.CenterPlanes(nearness, centers).planes
     if planes is None:
         assert case in ("tiny", "1e30")
         return
     probes, unserved = np.empty((21, n_probes), dtype=np.int32), np.empty(21, dtype=np.uint8)
     native.nearest_lists(planes.packed, queries, probes, unserved)
     true = nearest_rows(nearness, queries, centers, n_probes)[1]
-    served = unserved == 0
-    assert_array_equal(np.sort(probes[served]), np.sort(true[served]))
-    assert served.all() or case == "long rows"
+    assert not unserved.any()
+    assert_array_equal(np.sort(probes), np.sort(true))
+
+
+@pytest.mark.parametrize("n_probes", [1, 17, 300])
+@pytest.mark.parametrize("noise", [0, 0.02, 0.2])
+def test_a_head_of_the_centers_excludes_none_of_the_nearest(
+    instruction_set, noise, n_probes, monkeypatch, rng
+):
+    nearness, basis = Metric("sqeuclidean"), rng.normal(size=(12, 200))
+    centers, queries = (
+        rng.normal(size=(n, 12)) @ basis + noise * rng.normal(size=(n, 200)) for n in (300, 45)
+    )
+    centers[200:] = centers[:100]
+    centers[7] *= 1000  # a stray
+    queries[:6] = centers[[0, 1, 2, 150, 250, 7]]
+    queries[6:12] *= np.array([0, 30, 1e3, 1e12, 1e30, 1e100])[:, None]
+    monkeypatch.setattr(center_planes, "LEAST_HEAD", 0)
+    monkeypatch.setattr(center_planes, "WORTHWHILE", 1)
+    planes = center_planes.CenterPlanes(nearness, centers, queries[12:]).planes
+    assert planes.head.width < 100
+    with pytest.raises(ValueError, match="do not fit"):
+        planes.search(queries, np.zeros((45, 1)), 5, 1)
+    for some in (slice(0, 45), slice(3, 4), slice(9, 10)):
+        n = len(queries[some])
+        probes, unserved = np.empty((n, n_probes), dtype=np.int32), np.empty(n, dtype=np.uint8)
+        native.nearest_lists(planes.packed, queries[some], probes, unserved)
+        assert not unserved.any()
+        true = nearest_rows(nearness, queries[some], centers, n_probes)[1]
+        assert_array_equal(np.sort(probes), np.sort(true))
+
+
+@pytest.mark.parametrize("spectrum", [np.ones(64), np.zeros(64)])
+def test_centers_without_principal_axes_have_no_head(spectrum, monkeypatch, rng):
+    monkeypatch.setattr(center_planes, "LEAST_HEAD", 0)
+    centers, queries = (spectrum * rng.normal(size=(n, 64)) for n in (200, 30))
+    assert center_planes.head_of_centers(centers, queries) is None
+    assert center_planes.head_of_centers(centers + 1e200, queries) is None
+    assert center_planes.head_of_centers(centers[:50], queries) is None
 
 
 def test_lists_far_apart_are_served(instruction_set, rng):
     centers, queries = two_clouds(rng)
-    planes = list_planes.CenterPlanes(Metric("sqeuclidean"), centers).planes
+    planes = center_planes.CenterPlanes(Metric("sqeuclidean"), centers).planes
     probes, unserved = np.empty((40, 30), dtype=np.int32), np.empty(40, dtype=np.uint8)
     native.nearest_lists(planes.packed, queries, probes, unserved)
     true = nearest_rows(Metric("sqeuclidean"), queries, centers, 30)[1]
@@ -324,7 +360,7 @@ def test_lists_are_ranked_by_exact_distance(instruction_set, rng):
     nearness, centers = Metric("sqeuclidean"), rng.normal(size=(90, 10))
     centers[50:] = centers[:40]
     queries = rng.normal(size=(12, 10))
-    ranked = list_planes.CenterPlanes(nearness, centers).ranked(queries, 1)
+    ranked = center_planes.CenterPlanes(nearness, centers).ranked(queries, 1)
     assert_array_equal(ranked, nearest_rows(nearness, queries, centers, 90)[1])
 
 
@@ -492,7 +528,7 @@ def test_arrays_that_do_not_fit_are_refused(rng):
     for arguments in wrong:
         with pytest.raises(ValueError, match="search"):
             native.search_lists(planes.packed, *arguments)
-    centers = list_planes.CenterPlanes(Metric("sqeuclidean"), X).planes.packed
+    centers = center_planes.CenterPlanes(Metric("sqeuclidean"), X).planes.packed
     with pytest.raises(ValueError, match="centers"):
         native.nearest_lists(centers, X[:2], np.empty((2, 51), dtype=np.int32), unserved)
     with pytest.raises(ValueError, match="centers"):

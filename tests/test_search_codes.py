@@ -8,7 +8,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from skivfpq import IVFIndex, ProductQuantizer, _kernels
-from skivfpq._algorithms import list_planes
+from skivfpq._algorithms import center_planes
 from skivfpq._algorithms.codebooks import Codebooks, random_rotation, subspace_slices
 from skivfpq._algorithms.inverted_lists import InvertedLists
 from skivfpq._algorithms.ivf import InvertedFile
@@ -427,6 +427,6 @@ def test_arrays_that_do_not_fit_are_refused(rng):
         native.rank_rows(vectors, queries, candidates, keys, positions)
     with pytest.raises(ValueError, match="row numbers"):
         native.PackedRows("distance", rng.normal(size=(9, 6)), np.arange(8, dtype=np.int32))
-    centers = list_planes.CenterPlanes(Metric("sqeuclidean"), file.centers).planes.packed
+    centers = center_planes.CenterPlanes(Metric("sqeuclidean"), file.centers).planes.packed
     with pytest.raises(ValueError, match="turned"):
         native.search_index(centers, rows.packed, queries, queries[:1], 1, keys, positions, unserved)

@@ -10,11 +10,12 @@ from itertools import pairwise
 import numpy as np
 
 from skivfpq import _kernels
+from skivfpq._algorithms.blocks import evenly
+from skivfpq._algorithms.center_planes import QUERIES, CenterPlanes
 from skivfpq._algorithms.codebooks import rotate
 from skivfpq._algorithms.inverted_lists import InvertedLists
 from skivfpq._algorithms.list_codes import CodedLists, CodeScan, Coding, ListCodes
 from skivfpq._algorithms.list_planes import (
-    CenterPlanes,
     ListPlanes,
     exact_rows,
     instruction_set,
@@ -145,8 +146,15 @@ class InvertedFile:
                 rows = CodedLists.of(self.coding, lists)
             elif len(lists.ids):
                 rows = pack_lists(self.metric, lists.rows["vectors"], lists.offsets, lists.ids, n_threads)
-            self._packed[key] = CenterPlanes(nearness(self.metric), self.centers), rows
+            centers = CenterPlanes(nearness(self.metric), self.centers, self._some_rows(), n_threads)
+            self._packed[key] = centers, rows
         return self._packed[key]
+
+    def _some_rows(self):
+        """Rows (n, n_features) that are like queries, or None where there are none."""
+        n_rows = len(self.lists.ids)
+        positions = np.arange(n_rows)[evenly(n_rows, QUERIES)][:QUERIES]
+        return self.metric.rows(self.kept_rows(positions)) if n_rows else None
 
     @property
     def nbytes(self):

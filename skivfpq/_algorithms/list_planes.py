@@ -7,7 +7,7 @@ import numpy as np
 
 from skivfpq import _kernels
 from skivfpq._algorithms import blocks
-from skivfpq._algorithms.planes import LONG, SCALED, WIDEST, aligned, all_features, empty_fine
+from skivfpq._algorithms.planes import LONG, SCALED, WIDEST, aligned, all_features
 from skivfpq._algorithms.search import nearest_rows
 
 BLOCK = 16  # rows
@@ -45,6 +45,7 @@ class ListPlanes:
     longest: float  # of scale a
     quantizer: object  # Levels or Bytes, for rows to come
     fine: tuple | None = None  # int16 points, of pack_fine
+    head: object = None  # the Embedding that points are of, of centers alone; None: all features
 
     @property
     def nbytes(self):
@@ -114,7 +115,7 @@ def search_lists(rows, queries, probes, k, n_threads):
     def search(some, *out):
         return _kernels.native.search_lists(rows.packed, queries[some], probes[some], *out)
 
-    return _over_queries(search, queries, k, n_threads, probes.shape[1])
+    return over_queries(search, queries, k, n_threads, probes.shape[1])
 
 
 def rank_rows(metric, vectors, ids, queries, candidates, k, n_threads):
@@ -127,7 +128,7 @@ def rank_rows(metric, vectors, ids, queries, candidates, k, n_threads):
         _kernels.native.rank_rows(rows, queries[some], candidates[some], keys, positions)
         return 0
 
-    return _over_queries(rank, queries, k, n_threads)[:2]
+    return over_queries(rank, queries, k, n_threads)[:2]
 
 
 def kernel_name(metric):
@@ -135,48 +136,7 @@ def kernel_name(metric):
     return "product" if metric.is_product else "cosine" if metric.is_cosine else "distance"
 
 
-class CenterPlanes:
-    """Centers of lists, to find the nearest of."""
-
-    def __init__(self, nearness, centers):
-        """nearness: Metric by which centers are near; centers (n_lists, n_features) float64."""
-        n_lists = len(centers)
-        self.nearness, self.centers = nearness, centers
-        self.planes = pack_lists(
-            nearness, centers, np.array([0, n_lists]), np.arange(n_lists, dtype=np.int32)
-        )
-        if self.planes is not None:
-            fine = empty_fine(centers.shape)
-            _kernels.native.pack_fine(centers, self.planes.origin, *fine)
-            self.planes = replace(self.planes, fine=fine)
-
-    def search(self, rows, queries, k, n_probes, n_threads, turned=None):
-        """The k nearest rows of each query in its n_probes nearest lists, as ``ListPlanes.search``.
-
-        turned : (n_queries, n_features) float64, the queries as codes have them, or None for the same
-        """
-
-        def search(some, keys, positions, unserved):
-            if self.planes is None:
-                unserved[:] = 1
-                return len(unserved)
-            others = None if turned is None else turned[some]
-            found = keys, positions, unserved
-            return _kernels.native.search_index(
-                self.planes.packed, rows.packed, queries[some], others, n_probes, *found
-            )
-
-        return _over_queries(search, queries, k, n_threads, n_probes)
-
-    def ranked(self, queries, n_threads):
-        """All lists, nearest first, (n_queries, n_lists)."""
-        n_lists = len(self.centers)
-        if self.planes is None:
-            return nearest_rows(self.nearness, queries, self.centers, n_lists)[1]
-        return _search_one_list(self.nearness, queries, self.planes, n_lists, n_threads)[1]
-
-
-def _over_queries(search, queries, k, n_threads, n_probes=1):
+def over_queries(search, queries, k, n_threads, n_probes=1):
     """Keys and positions (n_queries, k), and the numbers of queries not served, part by part over threads.
 
     search : function (slice of the queries, their keys, positions, unserved: OUT) -> how many not served
@@ -228,15 +188,16 @@ def _search_one_list(metric, queries, planes, k, n_threads):
 
 
 @np.errstate(over="ignore", invalid="ignore")
-def pack_lists(metric, vectors, offsets, ids, n_threads=1):
+def pack_lists(metric, vectors, offsets, ids, n_threads=1, head=None):
     """Planes of vectors (n_rows, n_features), list by list; None where int8 points cannot serve.
 
     metric : search.Metric
+    head : Embedding that the points are of, or None for all features
     """
     if not _can_serve(vectors, ids):
         return None
     sample = _rows(metric, vectors[blocks.evenly(len(vectors), SCALED)])
-    quantizer = Bytes.of(sample) or Levels.of(sample)
+    quantizer = Levels.of(sample, head) if head else Bytes.of(sample) or Levels.of(sample)
     if not 1e-15 < quantizer.scale < 1e15:
         return None
     return _pack(metric, vectors, offsets, ids, quantizer, n_threads)
@@ -298,9 +259,8 @@ def _copy_lists(planes, lists, new_lists, offsets, first_blocks, codes, terms, s
 
 def _pack_points(metric, vectors, places, n_blocks, quantizer, n_threads):
     """Codes (n_blocks, units, 16, 4), and of each row |a|^2 and |e|, inf where it has no point, (n_rows,)."""
-    n_rows, n_features = vectors.shape
-    multiple = _kernels.native.scan_shape()[2]
-    codes = aligned((n_blocks, -(-n_features // (4 * multiple)) * multiple, BLOCK, 4))
+    n_rows, multiple = len(vectors), _kernels.native.scan_shape()[2]
+    codes = aligned((n_blocks, -(-quantizer.width // (4 * multiple)) * multiple, BLOCK, 4))
     sq_norms, errors = np.empty(n_rows, dtype=np.int32), np.empty(n_rows, dtype=np.float32)
 
     def pack(part):
@@ -319,16 +279,17 @@ class Levels:
 
     def __init__(self, embedding, scale):
         self.embedding, self.scale, self.origin = embedding, scale, embedding.origin
+        self.width = embedding.width
 
     @classmethod
-    def of(cls, sample):
+    def of(cls, sample, head=None):
         """For rows like these, of which it leaves few out."""
-        embedding = all_features(sample)
+        embedding = head or all_features(sample)
         return cls(embedding, _scale(embedding(sample)[0]))
 
     def pack(self, rows, places, codes):
         """Write the codes (n_blocks, units, 16, 4) of rows at some of the places; |a|^2 and |e| of each."""
-        shape = len(codes) * BLOCK, rows.shape[1]
+        shape = len(codes) * BLOCK, self.embedding.width
         Y, bounds = np.zeros(shape, dtype=np.float32), np.zeros(shape[0], dtype=np.float32)
         Y[places], bounds[places] = self.embedding(rows)
         norms, errors = np.empty(shape[0], dtype=np.int32), np.empty(shape[0], dtype=np.float32)
@@ -343,6 +304,7 @@ class Bytes:
 
     def __init__(self, lowest, n_features):
         self.lowest, self.origin = lowest, np.full(n_features, lowest + 128, dtype=np.float32)
+        self.width = n_features
 
     @classmethod
     def of(cls, sample):

@@ -307,14 +307,17 @@ def head_embedding(X, origin, energy, n_threads=1):
     n_axes = -(-(int(np.searchsorted(shares, energy)) + 1 + TAIL_COPIES) // step) * step - TAIL_COPIES
     if n_axes > len(axes):
         return None
-    turn = np.random.default_rng(0).standard_normal((n_axes, n_axes))
-    _kernels.native.orthonormalize(turn)
     tail = (total - variances[:n_axes].sum()) / len(rows)  # mean square of the rows' tails
-    turned = _multiply(turn.astype(np.float32), axes[:n_axes].astype(np.float32), n_threads).astype(
-        np.float64
-    )
+    return turned_head(origin, axes[:n_axes], float(np.sqrt(max(tail, 0.0))), n_threads)
+
+
+def turned_head(origin, axes, tail, n_threads=1):
+    """Embedding on axes (n_axes, n_features), turned at random among themselves; tail: the length left."""
+    turn = np.random.default_rng(0).standard_normal((len(axes), len(axes)))
+    _kernels.native.orthonormalize(turn)
+    turned = multiply(turn.astype(np.float32), axes.astype(np.float32), n_threads).astype(np.float64)
     _kernels.native.orthonormalize(turned)
-    return Embedding(origin, turned.T, float(np.sqrt(max(tail, 0.0))))
+    return Embedding(origin, turned.T, tail)
 
 
 def principal_axes(rows, n_axes, n_threads=1):
@@ -323,19 +326,19 @@ def principal_axes(rows, n_axes, n_threads=1):
     Orthogonal iteration with the square of the scatter matrix, twice: what the axes miss of the variance that
     the best ones would hold is below 1 % of all.
     """
-    scatter = _multiply(np.ascontiguousarray(rows.T), rows, n_threads)  # (n_features, n_features)
+    scatter = multiply(np.ascontiguousarray(rows.T), rows, n_threads)  # (n_features, n_features)
     unit = scatter / np.float32(np.abs(scatter).max())  # whose square does not overflow
-    square = _multiply(unit, unit, n_threads)
+    square = multiply(unit, unit, n_threads)
     axes = np.random.default_rng(0).standard_normal((n_axes, rows.shape[1]))
     for _ in range(2):
-        axes = _multiply(axes.astype(np.float32), square, n_threads).astype(np.float64)
+        axes = multiply(axes.astype(np.float32), square, n_threads).astype(np.float64)
         _kernels.native.orthonormalize(axes)
-    held = np.einsum("ij,ij->i", axes, _multiply(axes.astype(np.float32), scatter, n_threads))
+    held = np.einsum("ij,ij->i", axes, multiply(axes.astype(np.float32), scatter, n_threads))
     order = np.argsort(-held)
     return axes[order], held[order]
 
 
-def _multiply(V, W, n_threads):
+def multiply(V, W, n_threads):
     """V W in float32, without a BLAS, whose threads would spin for a while and take a core from ours."""
     out = np.empty((len(V), W.shape[1]), dtype=np.float32)
 

@@ -101,6 +101,7 @@ cdef extern from "search.h":
         double error
         double longest
         const skivfpq_coded *coded
+        const skivfpq_embedding *head
     ctypedef struct skivfpq_queries:
         const void *values
         int is_f64
@@ -1054,6 +1055,7 @@ cdef class PackedLists:
     """What the search kernels know of the rows of list_planes.ListPlanes: pointers, and the arrays behind them."""
     cdef skivfpq_lists lists
     cdef skivfpq_fine_points fine
+    cdef skivfpq_embedding head
     cdef object arrays
 
     def __init__(self, planes):
@@ -1066,13 +1068,20 @@ cdef class PackedLists:
         cdef const int32_t[:, ::1] terms = planes.terms
         cdef const float[::1] origin = planes.origin
         lists.d, lists.n_lists, lists.units = origin.shape[0], blocks.shape[0] - 1, codes.shape[1]
-        if (planes.vectors.shape != (ids.shape[0], lists.d) or ids.shape[0] == 0 or 4 * lists.units < lists.d
+        self.head.width = lists.d
+        if planes.head is not None:
+            self.head = embedding_of(planes.head, lists.d)
+            lists.head = &self.head
+            if self.head.axes == NULL or planes.metric == "product":
+                raise ValueError("search: a head must have axes, and the metric be a distance.")
+        if (planes.vectors.shape != (ids.shape[0], lists.d) or ids.shape[0] == 0 or 4 * lists.units < self.head.width
                 or lists.units % kernels.scan_shape.units_multiple or codes.shape[2] != 16 or codes.shape[3] != 4
                 or offsets.shape[0] != blocks.shape[0] or stray_offsets.shape[0] != blocks.shape[0]
                 or terms.shape[0] != codes.shape[0] or terms.shape[1] != 16 or blocks[lists.n_lists] != codes.shape[0]
                 or offsets[lists.n_lists] != ids.shape[0] or stray_offsets[lists.n_lists] != strays.shape[0]):
             raise ValueError("search: shapes of the planes do not fit together.")
-        self.arrays = (planes.vectors, offsets, blocks, strays, stray_offsets, ids, codes, terms, origin, planes.fine)
+        self.arrays = (planes.vectors, offsets, blocks, strays, stray_offsets, ids, codes, terms, origin, planes.fine,
+                       planes.head)
         lists.vectors, lists.kind = &vectors[0], KINDS.index(planes.vectors.dtype.name)
         lists.metric = METRICS.index(planes.metric)
         lists.offsets, lists.blocks, lists.ids = &offsets[0], &blocks[0], &ids[0]
@@ -1207,7 +1216,7 @@ def search_lists(
     cdef list keep = []
     cdef char *scratch
     if (probes.shape[0] != n or keys.shape[0] != n or positions.shape[0] != n or unserved.shape[0] != n
-            or positions.shape[1] != k or k == 0 or n_probes == 0):
+            or positions.shape[1] != k or k == 0 or n_probes == 0 or rows.lists.head != NULL):
         raise ValueError("search_lists: shapes of queries, probes, keys and positions do not fit together.")
     scratch = scratch_of(kernels.search_lists(&rows.lists, &all, NULL, n_probes, k, NULL, NULL, NULL, NULL), keep)
     with nogil:
@@ -1265,7 +1274,8 @@ def search_index(
         if turned.n != n:
             raise ValueError("search_index: there must be as many turned queries as queries.")
     if (centers.lists.d != rows.lists.d or keys.shape[0] != n or positions.shape[0] != n or unserved.shape[0] != n
-            or positions.shape[1] != k or k == 0 or centers.lists.offsets[1] != rows.lists.n_lists):
+            or positions.shape[1] != k or k == 0 or centers.lists.offsets[1] != rows.lists.n_lists
+            or rows.lists.head != NULL):
         raise ValueError("search_index: shapes of queries, centers, rows, keys and positions do not fit together.")
     coarse = kernels.nearest_lists(&centers.lists, &centers.fine, &all, n_probes, NULL, NULL, NULL)
     fine = kernels.search_lists(&rows.lists, &turned, NULL, n_probes, k, NULL, NULL, NULL, NULL)

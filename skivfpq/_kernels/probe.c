@@ -15,21 +15,18 @@ typedef struct {
     int32_t list;
 } candidate;
 
-/* A query by its fine point; base, reach: its product with the origin, and that of their sizes. */
-typedef struct {
-    float scale, error;
-    int32_t sq_norm;
-    double base, reach;
-} fine_query;
-
 typedef struct {
     const skivfpq_lists *centers;
     const skivfpq_fine_points *fine;
     int64_t n_probes;
     query_point points[COLUMNS];
-    fine_query queries[COLUMNS];
-    int16_t *fine_codes;    /* (COLUMNS, d) theirs */
+    double bases[COLUMNS], reaches[COLUMNS]; /* products with the origin, and those of sizes */
+    float fine_scales[COLUMNS], fine_errors[COLUMNS]; /* of the queries' fine points */
+    int32_t fine_sq_norms[COLUMNS];
+    int16_t *fine_codes;    /* (COLUMNS, d) */
     float *fine_origin;     /* (d,) */
+    float *heads;           /* (COLUMNS, width) of a head */
+    column_level *levels;   /* (COLUMNS, 4 units) the queries' points */
     int32_t *scores;        /* (COLUMNS, places) */
     int32_t *near;          /* (places,) candidates, those that may be among the nearest */
     double *nearness;       /* (places,) theirs */
@@ -47,11 +44,28 @@ SELECT(select_nearest, candidate, is_nearer)
 /* The fine point of the query that is loaded, of column c. */
 static void set_fine(probing *p, int c) {
     const skivfpq_lists *l = p->centers;
-    fine_query *q = p->queries + c;
-    q->base = q->reach = 0;
+    p->bases[c] = p->reaches[c] = 0;
     for (int64_t j = 0; j < l->d && l->metric == BY_PRODUCT; j++)
-        q->base += p->query[j] * l->origin[j], q->reach += fabs(p->query[j] * l->origin[j]);
-    PACK_FINE(p->query, 1, 1, l->d, p->fine_origin, p->fine_codes + c * l->d, &q->scale, &q->error, &q->sq_norm);
+        p->bases[c] += p->query[j] * l->origin[j], p->reaches[c] += fabs(p->query[j] * l->origin[j]);
+    PACK_FINE(p->query, 1, 1, l->d, p->fine_origin, p->fine_codes + c * l->d, p->fine_scales + c, p->fine_errors + c,
+              p->fine_sq_norms + c);
+}
+
+/* Points of n queries from the first on. Returns 0 without memory. */
+static int set_queries(probing *p, const skivfpq_queries *queries, int64_t first, int n) {
+    const skivfpq_lists *l = p->centers;
+    const skivfpq_fine_points fine = {p->fine_codes, p->fine_scales, p->fine_errors, p->fine_sq_norms};
+    float bounds[COLUMNS];
+    for (int c = 0; c < n; c++) {
+        load_query(queries, first + c, l->d, p->query);
+        set_fine(p, c);
+        if (!l->head) set_query(l, p->query, p->levels + c * 4 * l->units, p->points + c);
+    }
+    if (!l->head) return 1;
+    if (EMBED_FINE(&fine, n, l->d, l->head, p->heads, bounds) != 0) return 0;
+    for (int c = 0; c < n; c++)
+        set_head(l, p->heads + c * l->head->width, bounds[c], p->levels + c * 4 * l->units, p->points + c);
+    return 1;
 }
 
 /* Nearness of the candidates from first to n by fine points: squared distances, or minus products; returns how wrong
@@ -59,9 +73,9 @@ static void set_fine(probing *p, int c) {
 static double measure(probing *p, int c, int64_t first, int64_t n) {
     const skivfpq_lists *l = p->centers;
     const skivfpq_fine_points *fine = p->fine;
-    const fine_query *q = p->queries + c;
     int is_product = l->metric == BY_PRODUCT;
-    double sq_length = (double)q->scale * q->scale * q->sq_norm, length = sqrt(sq_length), longest = 0;
+    double scale = p->fine_scales[c], sq_length = scale * scale * p->fine_sq_norms[c], length = sqrt(sq_length);
+    double query_error = p->fine_errors[c], longest = 0;
     int32_t labels[TOGETHER], dots[TOGETHER];
     float most = 0;
     for (int64_t i = first; i < n; i += TOGETHER) {
@@ -70,15 +84,15 @@ static double measure(probing *p, int c, int64_t first, int64_t n) {
         products(p->fine_codes + c * l->d, fine->codes, labels, TOGETHER, l->d, dots);
         for (int t = 0; t < together; t++) {
             float own = fine->scales[labels[t]];
-            double other = (double)own * own * fine->sq_norms[labels[t]], product = (double)q->scale * own * dots[t];
-            p->nearness[i + t] = is_product ? -q->base - product : sq_length - 2 * product + other;
+            double other = (double)own * own * fine->sq_norms[labels[t]], product = scale * own * dots[t];
+            p->nearness[i + t] = is_product ? -p->bases[c] - product : sq_length - 2 * product + other;
             most = fmaxf(most, fine->errors[labels[t]]), longest = fmax(longest, other);
         }
     }
     longest = sqrt(longest);
-    double sum_error = LARGEST_SUM_ERROR * (q->reach + (length + q->error) * longest);
-    if (is_product) return length * most + q->error * (longest + most) + sum_error + TINY;
-    return (most + q->error) * (1 + ROUNDING) + 1e-6 * (length + longest) + TINY; /* roots of cancelled squares */
+    double sum_error = LARGEST_SUM_ERROR * (p->reaches[c] + (length + query_error) * longest);
+    if (is_product) return length * most + query_error * (longest + most) + sum_error + TINY;
+    return (most + query_error) * (1 + ROUNDING) + 1e-6 * (length + longest) + TINY; /* roots of cancelled squares */
 }
 
 /* No key of n candidates is greater. */
@@ -164,8 +178,9 @@ int64_t NEAREST_LISTS(const skivfpq_lists *centers, const skivfpq_fine_points *f
     const query_point *points[COLUMNS];
     const column_level *levels[COLUMNS];
     probing p = {.centers = centers, .fine = fine, .n_probes = n_probes};
-    column_level *codes = take(scratch, &used, sizeof(column_level) * COLUMNS * width);
     column_level *panel = take(scratch, &used, sizeof(column_level) * COLUMNS * width);
+    p.levels = take(scratch, &used, sizeof(column_level) * COLUMNS * width);
+    p.heads = take(scratch, &used, sizeof(float) * COLUMNS * (centers->head ? centers->head->width : 0));
     p.scores = take(scratch, &used, sizeof(int32_t) * (n < COLUMNS ? n : COLUMNS) * places);
     p.near = take(scratch, &used, sizeof(int32_t) * n_places);
     p.nearness = take(scratch, &used, sizeof(double) * n_places);
@@ -177,16 +192,13 @@ int64_t NEAREST_LISTS(const skivfpq_lists *centers, const skivfpq_fine_points *f
     p.row = take(scratch, &used, sizeof(double) * centers->d);
     if (!scratch) return used;
     for (int64_t j = 0; j < centers->d; j++) p.fine_origin[j] = centers->metric == BY_PRODUCT ? 0 : centers->origin[j];
+    for (int c = 0; c < COLUMNS; c++) points[c] = p.points + c, levels[c] = p.levels + c * width;
     memset(panel, 0, sizeof(column_level) * COLUMNS * width);
+    memset(unserved, 1, n);
     begin_scan();
     for (int64_t first = 0; first < n; first += COLUMNS) {
         int n_queries = n - first < COLUMNS ? (int)(n - first) : COLUMNS;
-        for (int c = 0; c < n_queries; c++) {
-            load_query(queries, first + c, centers->d, p.query);
-            set_fine(&p, c);
-            set_query(centers, p.query, codes + c * width, p.points + c);
-            points[c] = p.points + c, levels[c] = codes + c * width;
-        }
+        if (!set_queries(&p, queries, first, n_queries)) break;
         fill_panel(levels, n_queries, centers->units, panel);
         score_all(centers, 0, centers->blocks[1], points, n_queries, panel, p.scores);
         for (int c = 0; c < n_queries; c++) {

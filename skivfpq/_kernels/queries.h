@@ -53,25 +53,18 @@ static query_sums round_query(const double *values, int64_t units, double scale,
     return all;
 }
 
-/* The point of a query, (4 units,), and what its scores mean. Values beyond the scale are cut off: the bound
- * knows. */
-static void set_query(const skivfpq_lists *l, const double *query, column_level *point, query_point *q) {
+/* A point (4 units,) of coordinates (4 units,) of a query, which are off by bound at most, and what its scores mean.
+ * Values beyond the scale are cut off: the bound knows. base, reach: the product with the origin, and that of sizes,
+ * where the metric is one. */
+static void set_point(const skivfpq_lists *l, const double *values, double bound, double scale, double base,
+                      double reach, column_level *point, query_point *q) {
     int is_product = l->metric == BY_PRODUCT;
-    double values[4 * l->units], scale = l->query_scale, largest = 0, at_origin = 0, reach = 0;
-    for (int64_t j = l->d; j < 4 * l->units; j++) values[j] = 0;
-    if (is_product) {
-        for (int64_t j = 0; j < l->d; j++) {
-            values[j] = query[j], largest = fmax(largest, fabs(query[j]));
-            at_origin += query[j] * l->origin[j], reach += fabs(query[j] * l->origin[j]);
-        }
-        scale = largest > TINY ? largest / (127 * query_levels(4 * l->units)) : 1; /* tiny ones are all error */
-    } else for (int64_t j = 0; j < l->d; j++) values[j] = query[j] - l->origin[j];
     query_sums sums = round_query(values, l->units, scale, point);
     double length = sqrt(sums.sq_length) * (1 + ROUNDING) + TINY;
-    double error = sqrt(sums.sq_error) * (1 + ROUNDING) + 1e-15 * length + TINY;
+    double error = sqrt(sums.sq_error) * (1 + ROUNDING) + 1e-15 * length + bound + TINY;
     q->metric = l->metric, q->is_linear = is_product, q->sum = (int32_t)sums.sum;
     if (is_product) {
-        q->base = at_origin, q->unit = l->scale * scale;
+        q->base = base, q->unit = l->scale * scale;
         q->slack = (l->longest * error + length * l->error) * (1 + ROUNDING);
         q->slack += LARGEST_SUM_ERROR * (reach + length * l->longest);
     } else {
@@ -81,6 +74,26 @@ static void set_query(const skivfpq_lists *l, const double *query, column_level 
     double farthest = l->longest + scale * sqrt((double)sums.sq_norm);
     q->reach = (int32_t)fmin(farthest * farthest / q->unit + (is_product ? 4 : 4 - q->base / q->unit), LARGEST_SCORE);
     q->threshold = INT32_MIN;
+}
+
+static void set_query(const skivfpq_lists *l, const double *query, column_level *point, query_point *q) {
+    double values[4 * l->units], scale = l->query_scale, largest = 0, base = 0, reach = 0;
+    for (int64_t j = l->d; j < 4 * l->units; j++) values[j] = 0;
+    if (l->metric == BY_PRODUCT) {
+        for (int64_t j = 0; j < l->d; j++) {
+            values[j] = query[j], largest = fmax(largest, fabs(query[j]));
+            base += query[j] * l->origin[j], reach += fabs(query[j] * l->origin[j]);
+        }
+        scale = largest > TINY ? largest / (127 * query_levels(4 * l->units)) : 1; /* tiny ones are all error */
+    } else for (int64_t j = 0; j < l->d; j++) values[j] = query[j] - l->origin[j];
+    set_point(l, values, 0, scale, base, reach, point, q);
+}
+
+/* The same of a point y of the head; one that is not finite says nothing. */
+static void set_head(const skivfpq_lists *l, const float *y, float bound, column_level *point, query_point *q) {
+    double values[4 * l->units];
+    for (int64_t j = 0; j < 4 * l->units; j++) values[j] = j < l->head->width && bound < INFINITY ? y[j] : 0;
+    set_point(l, values, bound, l->query_scale, 0, 0, point, q);
 }
 
 /* Points (4 units,) of up to COLUMNS queries, side by side. */

@@ -185,20 +185,19 @@ typedef int32_t axes_vector __attribute__((vector_size(16), aligned(4), may_alia
 #endif
 typedef axes_vector loose_axes __attribute__((aligned(4), may_alias));
 
-/* pairs IN (PROJECTED_ROWS, n_pairs), axes IN (n_pairs, n_axes); out OUT: the first vectors * AXES columns of
- * (PROJECTED_ROWS, n_axes). */
+/* pairs IN (rows, n_pairs), axes IN (n_pairs, n_axes); out OUT: the first vectors * AXES columns of (rows, n_axes). */
 static inline __attribute__((always_inline)) void project_axes(const int32_t *pairs, int64_t n_pairs,
-                                                               const int32_t *axes, int64_t n_axes, int vectors,
-                                                               int32_t *out) {
+                                                               const int32_t *axes, int64_t n_axes, const int rows,
+                                                               const int vectors, int32_t *out) {
     axes_vector sums[PROJECTED_ROWS][AXIS_VECTORS];
-    for (int r = 0; r < PROJECTED_ROWS; r++)
+    for (int r = 0; r < rows; r++)
         for (int v = 0; v < vectors; v++) sums[r][v] = (axes_vector){0};
     for (int64_t j = 0; j < n_pairs; j++)
         for (int v = 0; v < vectors; v++) {
             axes_vector axis = *(const loose_axes *)(axes + j * n_axes + v * AXES);
-            for (int r = 0; r < PROJECTED_ROWS; r++) ADD_PAIR(sums[r][v], axis, pairs[r * n_pairs + j]);
+            for (int r = 0; r < rows; r++) ADD_PAIR(sums[r][v], axis, pairs[r * n_pairs + j]);
         }
-    for (int r = 0; r < PROJECTED_ROWS; r++)
+    for (int r = 0; r < rows; r++)
         for (int v = 0; v < vectors; v++) *(loose_axes *)(out + r * n_axes + v * AXES) = sums[r][v];
 }
 
@@ -211,9 +210,11 @@ static void project_rows(const int16_t *codes, int64_t n_rows, int64_t d, const 
         memcpy(pairs + r * n_pairs, codes + (r < n_rows ? r : 0) * d, d * sizeof(int16_t));
     }
     const int32_t *axes_pairs = (const int32_t *)axes;
+    for (; n_rows == 1 && h + AXIS_VECTORS * AXES <= n_axes; h += AXIS_VECTORS * AXES)
+        project_axes(pairs, n_pairs, axes_pairs + h, n_axes, 1, AXIS_VECTORS, out + h);
     for (; h + AXIS_VECTORS * AXES <= n_axes; h += AXIS_VECTORS * AXES)
-        project_axes(pairs, n_pairs, axes_pairs + h, n_axes, AXIS_VECTORS, out + h);
-    for (; h < n_axes; h += AXES) project_axes(pairs, n_pairs, axes_pairs + h, n_axes, 1, out + h);
+        project_axes(pairs, n_pairs, axes_pairs + h, n_axes, PROJECTED_ROWS, AXIS_VECTORS, out + h);
+    for (; h < n_axes; h += AXES) project_axes(pairs, n_pairs, axes_pairs + h, n_axes, PROJECTED_ROWS, 1, out + h);
 }
 
 int PROJECT(const int16_t *codes, int64_t n, int64_t d, const int16_t *axes, int64_t n_axes, int32_t *out) {
@@ -251,9 +252,8 @@ static void set_point(const skivfpq_embedding *e, const int32_t *products, doubl
     for (h = 0; h < e->width && !(*bound < INFINITY); h++) y[h] = INFINITY;
 }
 
-/* Points of rows from their fine points. */
-static int embed_fine(const skivfpq_fine_points *fine, int64_t n, int64_t d, const skivfpq_embedding *e, float *Y,
-                      float *bounds) {
+int EMBED_FINE(const skivfpq_fine_points *fine, int64_t n, int64_t d, const skivfpq_embedding *e, float *Y,
+               float *bounds) {
     int64_t padded = (e->width + 15) / 16 * 16;
     int32_t *pairs = malloc(sizeof(int32_t) * PROJECTED_ROWS * ((d + 1) / 2 + padded));
     if (!pairs) return -1;
@@ -303,7 +303,7 @@ int EMBED(const void *X, int is_f64, int64_t n, int64_t d, const skivfpq_embeddi
         int64_t n_rows = n - i < PACKED_ROWS ? n - i : PACKED_ROWS;
         const char *rows = (const char *)X + i * d * (is_f64 ? sizeof(double) : sizeof(float));
         PACK_FINE(rows, is_f64, n_rows, d, e->origin, codes, scales, errors, sq_norms);
-        status = embed_fine(&fine, n_rows, d, e, Y + i * e->width, bounds + i);
+        status = EMBED_FINE(&fine, n_rows, d, e, Y + i * e->width, bounds + i);
     }
     free(codes);
     return status;
@@ -321,7 +321,7 @@ int PACK_PLANE(const void *X, int is_f64, int64_t d, int64_t first, int64_t last
         if (with_fine)
             PACK_FINE(rows, is_f64, n, d, e->origin, fine_codes + i * d, fine_scales + i, fine_errors + i,
                       fine_sq_norms + i);
-        if (e->axes) status = embed_fine(&fine, n, d, e, Y, bounds);
+        if (e->axes) status = EMBED_FINE(&fine, n, d, e, Y, bounds);
         else shift_rows(rows, is_f64, n, d, e->origin, Y, bounds);
         if (status) break;
         PACK_ROWS(Y, n, e->width, scale, bounds, units, lanes, codes + i * units * 4, sq_norms + i, errors + i);

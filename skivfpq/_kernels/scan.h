@@ -14,6 +14,7 @@
 #define PACK_FINE LEVELLED(pack_fine, LEVEL)
 #define PROJECT LEVELLED(project, LEVEL)
 #define EMBED LEVELLED(embed, LEVEL)
+#define EMBED_FINE LEVELLED(embed_fine, LEVEL)
 #define SET_CLOSEST LEVELLED(set_closest, LEVEL)
 #define SCORE_CANDIDATES LEVELLED(score_candidates, LEVEL)
 #define CLOSER_CANDIDATES LEVELLED(closer_candidates, LEVEL)
@@ -90,6 +91,9 @@ typedef struct {
     /* Points Y (n, width) and bounds (n,) of |Y - y|. 0, or -1 without memory. */                    \
     int EMBED(const void *X, int is_f64, int64_t n, int64_t d, const skivfpq_embedding *embedding,   \
               float *Y, float *bounds);                                                              \
+    /* The same of rows known by fine points, of the embedding's origin and with axes. */             \
+    int EMBED_FINE(const skivfpq_fine_points *fine, int64_t n, int64_t d, const skivfpq_embedding *embedding, \
+                   float *Y, float *bounds);                                                         \
     /* PACK_FINE if with_fine, and PACK_ROWS of the points of the rows first..last, first a multiple of lanes; */ \
     /* outputs are those of all rows. 0, or -1 without memory. */                                     \
     int PACK_PLANE(const void *X, int is_f64, int64_t d, int64_t first, int64_t last,                \

@@ -62,6 +62,7 @@ typedef struct {
     double scale, query_scale; /* of points of rows, and of queries */
     double error, longest;     /* longest: of scale a */
     const skivfpq_coded *coded; /* of CODED rows, instead of their points */
+    const skivfpq_embedding *head; /* points are of y(x) by it, centers' alone; NULL: of x - origin */
 } skivfpq_lists;
 
 #define ABSENT 1000000000
