@@ -71,15 +71,6 @@ static void evaluate(const ranking *by, query_state *q, int64_t position) {
 #define IS_BETTER(a, b) ((a).score > (b).score)
 SELECT(select_best, waiting_row, IS_BETTER)
 
-/* Evaluates those that may still win. */
-static void evaluate_waiting(const ranking *by, query_state *q) {
-    for (int64_t i = 0; i < q->n_waiting; i++) {
-        if (i + AHEAD < q->n_waiting && q->waiting[i + AHEAD].score >= q->point.threshold)
-            fetch_row(by->lists, q->waiting[i + AHEAD].position);
-        if (q->waiting[i].score >= q->point.threshold) evaluate(by, q, q->waiting[i].position);
-    }
-}
-
 /* Brings the k best that wait to the front, and drops rows that cannot win any more. */
 static void drop_hopeless(const ranking *by, query_state *q) {
     int32_t kth = INT32_MAX, n = 0;
@@ -99,10 +90,14 @@ static void prepare(const ranking *by, query_state *q) {
     for (int64_t i = 0; i < q->n_waiting && i < FETCHED; i++) fetch_row(by->lists, q->waiting[i].position);
 }
 
-/* Evaluates all that wait, prepared: the k best first. */
+/* Evaluates those that wait, prepared, and may still win: the k best first. */
 static void settle(const ranking *by, query_state *q) {
     load_query(by->queries, q->number, by->lists->d, by->query);
-    evaluate_waiting(by, q);
+    for (int64_t i = 0; i < q->n_waiting; i++) {
+        if (i + AHEAD < q->n_waiting && q->waiting[i + AHEAD].score >= q->point.threshold)
+            fetch_row(by->lists, q->waiting[i + AHEAD].position);
+        if (q->waiting[i].score >= q->point.threshold) evaluate(by, q, q->waiting[i].position);
+    }
     q->n_waiting = 0;
 }
 

@@ -1263,7 +1263,7 @@ def search_index(
     uint8_t[::1] unserved,            # OUT (n_queries,) 1 where the search must be done otherwise
 ):
     """The k nearest rows of each query in the n_probes nearest lists, both steps in one call; returns the same."""
-    cdef int64_t i, j, coarse, fine, n_unserved = 0, n = queries.shape[0], k = keys.shape[1]
+    cdef int64_t i, coarse, fine, n_unserved, n = queries.shape[0], k = keys.shape[1]
     cdef skivfpq_queries all = queries_of(queries, rows.lists.d), turned = all
     cdef list keep = []
     cdef char *scratch
@@ -1283,14 +1283,25 @@ def search_index(
     scratch = scratch_of(max(coarse, fine) + i, keep)
     with nogil:
         probes = <int32_t *>scratch
-        kernels.nearest_lists(&centers.lists, &centers.fine, &all, n_probes, probes, &unserved[0], scratch + i)
-        for j in range(n):
-            if unserved[j]:
-                probes[j * n_probes] = -1
-        kernels.search_lists(&rows.lists, &turned, probes, n_probes, k, &keys[0, 0], &positions[0, 0], &unserved[0],
-                             scratch + i)
-        for j in range(n):
-            n_unserved += unserved[j]
+        n_unserved = search_both(&centers.lists, &centers.fine, &rows.lists, &all, &turned, k, n_probes, &keys[0, 0],
+                                 &positions[0, 0], &unserved[0], probes, scratch + i)
+    return n_unserved
+
+
+cdef int64_t search_both(
+    const skivfpq_lists *centers, const skivfpq_fine_points *fine, const skivfpq_lists *rows,
+    const skivfpq_queries *queries, const skivfpq_queries *turned, int64_t k, int64_t n_probes, double *keys,
+    int64_t *positions, uint8_t *unserved, int32_t *probes, char *scratch,
+) noexcept nogil:
+    """The coarse step and the search; returns how many queries are not served."""
+    cdef int64_t i, n_unserved = 0
+    kernels.nearest_lists(centers, fine, queries, n_probes, probes, unserved, scratch)
+    for i in range(queries.n):
+        if unserved[i]:
+            probes[i * n_probes] = -1
+    kernels.search_lists(rows, turned, probes, n_probes, k, keys, positions, unserved, scratch)
+    for i in range(queries.n):
+        n_unserved += unserved[i]
     return n_unserved
 
 
@@ -1312,7 +1323,8 @@ def search_few(
     cdef skivfpq_queries all
     cdef list keep = []
     cdef char *scratch
-    cdef int64_t n, n_left, used, size
+    cdef int64_t i, j, n, n_left, used, size
+    cdef uint8_t[FEW] unserved
     if type(X) is not np.ndarray or X.ndim != 2 or not X.flags.c_contiguous or not X.flags.aligned:
         return None
     n = X.shape[0]
@@ -1338,36 +1350,14 @@ def search_few(
                kernels.search_lists(&rows.lists, &all, NULL, n_probes, k, NULL, NULL, NULL, NULL))
     scratch = scratch_of(used + size, keep)
     with nogil:
-        n_left = search_few_rows(&centers.lists, &centers.fine, &rows.lists, &all, k, n_probes, takes_roots, &keys[0, 0],
-                                 &positions[0, 0], <int32_t *>scratch, scratch + used)
-    if n_left:
-        return None
-    return distances, indices
-
-
-cdef int64_t search_few_rows(
-    const skivfpq_lists *centers, const skivfpq_fine_points *fine, const skivfpq_lists *rows,
-    const skivfpq_queries *queries, int64_t k, int64_t n_probes, bint takes_roots, double *distances, int64_t *indices,
-    int32_t *probes, char *scratch,
-) noexcept nogil:
-    """Both steps of ``search_few``; returns how many queries are not served."""
-    cdef int64_t i, n_left = 0
-    cdef uint8_t[FEW] unserved
-    kernels.nearest_lists(centers, fine, queries, n_probes, probes, unserved, scratch)
-    for i in range(queries.n):
-        n_left += unserved[i]
-    if n_left:
-        return n_left
-    kernels.search_lists(rows, queries, probes, n_probes, k, distances, indices, unserved, scratch)
-    for i in range(queries.n):
-        n_left += unserved[i]
-    if n_left:
-        return n_left
-    for i in range(queries.n * k):
-        indices[i] = rows.ids[indices[i]]
-        if takes_roots:
-            distances[i] = sqrt(distances[i])
-    return 0
+        n_left = search_both(&centers.lists, &centers.fine, &rows.lists, &all, &all, k, n_probes, &keys[0, 0],
+                             &positions[0, 0], unserved, <int32_t *>scratch, scratch + used)
+        for i in range(n if n_left == 0 else 0):
+            for j in range(k):
+                positions[i, j] = rows.lists.ids[positions[i, j]]
+                if takes_roots:
+                    keys[i, j] = sqrt(keys[i, j])
+    return None if n_left else (distances, indices)
 
 
 cdef inline bint within(const double *values, int64_t n, double largest) noexcept nogil:
