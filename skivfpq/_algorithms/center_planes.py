@@ -83,6 +83,8 @@ def head_of_centers(centers, rows, n_threads=1):
         return None
     usual = points[sq_points <= LONG**2 * np.median(sq_points)]
     axes, _ = principal_axes(usual, n_features // 2, n_threads)
+    if not np.isfinite(axes).all():  # most centers are the same
+        return None
     columns = np.ascontiguousarray(axes.T, dtype=np.float32)
     points_on, queries_on = multiply(points, columns, n_threads), multiply(queries, columns, n_threads)
     products = multiply(queries, np.ascontiguousarray(points.T), n_threads)

@@ -10,7 +10,6 @@ from itertools import pairwise
 import numpy as np
 
 from skivfpq import _kernels
-from skivfpq._algorithms.blocks import evenly
 from skivfpq._algorithms.center_planes import QUERIES, CenterPlanes
 from skivfpq._algorithms.codebooks import rotate
 from skivfpq._algorithms.inverted_lists import InvertedLists
@@ -153,7 +152,7 @@ class InvertedFile:
     def _some_rows(self):
         """Rows (n, n_features) that are like queries, or None where there are none."""
         n_rows = len(self.lists.ids)
-        positions = np.arange(n_rows)[evenly(n_rows, QUERIES)][:QUERIES]
+        positions = np.arange(0, n_rows, max(1, n_rows // QUERIES))[:QUERIES]
         return self.metric.rows(self.kept_rows(positions)) if n_rows else None
 
     @property
