@@ -390,7 +390,7 @@ int64_t RANK_ROWS(const skivfpq_lists *lists, const skivfpq_queries *queries, co
     rank.row = take(scratch, &used, sizeof(double) * lists->d);
     if (!scratch) return used;
     for (int64_t i = 0; i < queries->n; i++, candidates += n_candidates) {
-        query_state state = {.found = found, .point = {.threshold = INT32_MAX}};
+        query_state state = {.found = found, .point = {.unit = 1, .threshold = INT32_MAX}};
         load_query(queries, i, lists->d, rank.query);
         for (int64_t j = 0; j < n_candidates && j < AHEAD; j++) fetch_row(lists, candidates[j]);
         for (int64_t j = 0; j < n_candidates; j++) {
