@@ -25,7 +25,7 @@ typedef void adc_sums(ADC_SUMS_ARGUMENTS);
 
 #define PLAIN_SUMS(NAME, CODE)                                                                       \
     static void NAME(ADC_SUMS_ARGUMENTS) {                                                           \
-        for (int first = 0; first < CHUNK && first < n_rows; first += 8) {                                             \
+        for (int first = 0; first < CHUNK && first < n_rows; first += 8) {                         \
             const CODE *codes = (const CODE *)columns + first;                                       \
             const uint8_t *table = tables;                                                           \
             uint32_t all[8] = {0};                                                                   \

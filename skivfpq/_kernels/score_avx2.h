@@ -1,6 +1,4 @@
 /* score_block for AVX2, modulo 2^16: 6 columns. */
-#include <immintrin.h>
-
 #define COLUMNS 6
 #define LARGEST_COLUMN 64 /* 2 * 255 * 64 fits 16 bits: vpmaddubsw never saturates */
 #define WRAPS 1
@@ -12,8 +10,6 @@ static inline __m256i score(__m256i sums, __m256i threshold) {
     __m256i both = _mm256_add_epi16(sums, _mm256_srli_epi32(sums, 16));
     return _mm256_and_si256(_mm256_sub_epi16(both, threshold), _mm256_set1_epi32(0xFFFF));
 }
-
-static inline uint32_t sign_bits8(__m256i lanes) { return (uint32_t)_mm256_movemask_ps(_mm256_castsi256_ps(lanes)); }
 
 /* Twelve accumulators, two row vectors and two products are the sixteen registers. In one asm
  * statement, because GCC otherwise moves accumulators to memory and back. */

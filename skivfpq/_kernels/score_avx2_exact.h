@@ -1,7 +1,5 @@
 /* score_block for AVX2, exact in 32 bits: 4 columns of int16, whose products are as fast as those of int8 that must not
  * saturate. Features 0 and 2 of a unit are two int16 of a row's lane, 1 and 3 two others: columns have that order. */
-#include <immintrin.h>
-
 #define COLUMNS 4
 #define UNITS_MULTIPLE 1
 #define PANEL_OFFSET(c, j) ((j) / 4 * COLUMNS * 4 + (c) * 4 + UNIT_PLACE((j) % 4))
@@ -31,8 +29,6 @@
         hits[c] = ~(sign_bits8(low##c) | sign_bits8(high##c) << 8) & 0xFFFF;                         \
         _mm256_store_si256((__m256i *)out[c], low##c), _mm256_store_si256((__m256i *)(out[c] + 8), high##c); \
     }
-
-static inline uint32_t sign_bits8(__m256i lanes) { return (uint32_t)_mm256_movemask_ps(_mm256_castsi256_ps(lanes)); }
 
 /* Compiled for panels with 1, 2 and 4 columns in use. */
 static inline __attribute__((always_inline)) int score_columns(SCORE_BLOCK_ARGUMENTS) {

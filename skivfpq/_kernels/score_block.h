@@ -69,13 +69,16 @@ static inline uint32_t sign_bits(const lanes16 *scores) {
 
 #include "score_vnni.h"
 
-#elif defined(__AVX2__) && defined(EXACT_SCORES)
-
-#include "score_avx2_exact.h"
-
 #elif defined(__AVX2__)
 
+#include <immintrin.h>
+static inline uint32_t sign_bits8(__m256i lanes) { return (uint32_t)_mm256_movemask_ps(_mm256_castsi256_ps(lanes)); }
+
+#ifdef EXACT_SCORES
+#include "score_avx2_exact.h"
+#else
 #include "score_avx2.h"
+#endif
 
 #else
 
