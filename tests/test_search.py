@@ -48,6 +48,8 @@ def normal_rows(case, shape, dtype, rng):
         X[n // 4 :] = X[0] + 1e-3 * X[n // 4 :]
     elif case == "integers":
         X = rng.integers(-3, 4, size=shape).astype(np.float64)
+    elif case == "bytes":
+        X = rng.integers(256, size=shape).astype(np.float64)
     return X
 
 
@@ -182,6 +184,27 @@ def test_integers_have_points_without_error(instruction_set, dtype, low, high, d
     assert assert_same_search(Metric("euclidean"), planes, queries, 4, all_lists(18, 3, rng)) > 15
     planes = filed(Metric("inner_product"), X, 3, rng)
     assert assert_same_search(Metric("inner_product"), planes, queries, 4, all_lists(18, 3, rng)) > 15
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "sqeuclidean", "cosine"])
+@pytest.mark.parametrize("kind", ["integers", "halves", "nearly integers", "out of range"])
+@pytest.mark.parametrize("d", [3, 64, 131])
+def test_keys_of_integers_are_exact(instruction_set, metric, kind, d, rng):
+    rows = rng.integers(0, 256, size=(400, d)).astype(np.float64)
+    rows[[7, 300]] += 0.25  # strays
+    queries = rng.integers(0, 256, size=(40, d)).astype(np.float64)
+    rows[::2, 0] = 1
+    queries[::3] = rows[rng.integers(200, size=14) * 2]
+    if kind == "halves":
+        queries[:, 0] += 0.5
+    elif kind == "nearly integers":
+        queries[:, 0] = 1e-15  # less 128 it is an integer
+    elif kind == "out of range":
+        queries[:, 0] += 300
+    metric = Metric(metric)
+    planes = filed(metric, rows, 7, rng)
+    assert (planes.odd is None) == metric.is_cosine
+    assert assert_same_search(metric, planes, metric.queries(queries), 9, all_lists(40, 7, rng)) == 40
 
 
 def test_few_integers_are_no_bytes(instruction_set, rng):
@@ -473,7 +496,7 @@ def test_all_finite_sees_every_place(dtype, value):
         assert not native.all_finite(spoilt)
 
 
-@pytest.mark.parametrize("case", ["normal", "long rows", "integers", "zeros", "duplicates"])
+@pytest.mark.parametrize("case", ["normal", "long rows", "integers", "zeros", "duplicates", "bytes"])
 @pytest.mark.parametrize("name", METRICS)
 def test_only_lists_that_changed_are_packed_again(instruction_set, name, case, rng):
     metric = Metric(name)

@@ -46,11 +46,14 @@ class ListPlanes:
     quantizer: object  # Levels or Bytes, for rows to come
     fine: tuple | None = None  # int16 points, of pack_fine
     head: object = None  # the Embedding that points are of, of centers alone; None: all features
+    odd: np.ndarray | None = (
+        None  # (n_rows / 8,) uint8, of Bytes: a bit for each term, whether it lost a half
+    )
 
     @property
     def nbytes(self):
         """Bytes of the points and their terms."""
-        return self.codes.nbytes + self.terms.nbytes
+        return self.codes.nbytes + self.terms.nbytes + (0 if self.odd is None else self.odd.nbytes)
 
     @cached_property
     def packed(self):
@@ -74,7 +77,7 @@ class ListPlanes:
         first_blocks = first_blocks_of(offsets)
         codes = aligned((first_blocks[-1], *self.codes.shape[1:]))
         terms = np.empty((first_blocks[-1], BLOCK), dtype=np.int32)
-        strays, error, longest = [], self.error, self.longest
+        strays, error, longest, odd = [], self.error, self.longest, self.odd
         _copy_lists(self, old_lists, old_lists, offsets, first_blocks, codes, terms, strays)
         if len(rows):
             own = np.concatenate([[0], np.cumsum(sizes[changed])])
@@ -83,6 +86,11 @@ class ListPlanes:
                 part, np.arange(len(new_lists)), new_lists, offsets, first_blocks, codes, terms, strays
             )
             error, longest = max(error, part.error), max(longest, part.longest)
+        if odd is not None:
+            bits = np.empty(len(ids), dtype=bool)
+            bits[np.repeat(~changed, sizes)] = _bits(self)[np.repeat(~changed, np.diff(self.offsets))]
+            bits[rows] = _bits(part) if len(rows) else False
+            odd = np.packbits(bits, bitorder="little")
         strays = np.sort(np.concatenate(strays))
         if len(strays) > len(self.strays) + MOST_STRAYS * len(ids):
             return None  # their scale has become too small
@@ -98,6 +106,7 @@ class ListPlanes:
             stray_offsets=np.searchsorted(strays, offsets),
             error=error,
             longest=longest,
+            odd=odd,
         )
 
     def search(self, queries, probes, k, n_threads):
@@ -213,7 +222,12 @@ def _pack(metric, vectors, offsets, ids, quantizer, n_threads):
         is_stray |= ~vectors.any(axis=1)  # their key is 1 whatever their point
     query_scale = quantizer.scale / _kernels.native.query_levels(4 * codes.shape[1])
     terms = np.full(len(codes) * BLOCK, ABSENT, dtype=np.int32)
-    terms[places] = 0 if metric.is_product else np.floor(quantizer.scale / query_scale * sq_norms / 2)
+    odd = None
+    if metric.is_product:
+        terms[places] = 0
+    else:
+        terms[places], rests = np.divmod(quantizer.scale / query_scale * sq_norms, 2)
+        odd = np.packbits(rests > 0, bitorder="little") if isinstance(quantizer, Bytes) else None
     terms[places[is_stray]] = ABSENT
     strays = np.flatnonzero(is_stray)
     return ListPlanes(
@@ -232,7 +246,13 @@ def _pack(metric, vectors, offsets, ids, quantizer, n_threads):
         float(errors[~is_stray].max(initial=0)),
         float(quantizer.scale * np.sqrt(sq_norms[~is_stray].max(initial=0))) * (1 + 1e-9),
         quantizer,
+        odd=odd,
     )
+
+
+def _bits(planes):
+    """Which terms have lost a half, (n_rows,) bool."""
+    return np.unpackbits(planes.odd, count=len(planes.ids), bitorder="little").astype(bool)
 
 
 def first_blocks_of(offsets):

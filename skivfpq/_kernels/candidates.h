@@ -23,7 +23,7 @@ typedef struct {
 /* The two sets of a query. */
 typedef struct {
     query_point point;
-    int32_t number, n_waiting, n_found;
+    int32_t number, n_waiting, n_found, seen; /* seen: the list that has been scanned before others, or -1 */
     waiting_row *waiting; /* (capacity,) */
     found_row *found;    /* (k,) a heap, the farthest on top */
 } query_state;
@@ -56,14 +56,18 @@ static void rise(found_row *heap, int64_t place, found_row row) {
     heap[place] = row;
 }
 
-static void evaluate(const ranking *by, query_state *q, int64_t position) {
-    found_row row = {exact_key(by->lists, by->query, position, by->row), by->lists->ids[position], (int32_t)position};
+static void add_found(const ranking *by, query_state *q, int64_t position, double key) {
+    found_row row = {key, by->lists->ids[position], (int32_t)position};
     if (q->n_found < by->k) {
         rise(q->found, q->n_found, row);
         if (++q->n_found < by->k) return;
     } else if (is_farther(q->found[0], row)) sink(q->found, by->k, 0, row);
     else return;
     set_threshold(&q->point, q->found[0].key);
+}
+
+static void evaluate(const ranking *by, query_state *q, int64_t position) {
+    add_found(by, q, position, exact_key(by->lists, by->query, position, by->row));
 }
 
 /* ---- rows that wait */
@@ -84,19 +88,26 @@ static void drop_hopeless(const ranking *by, query_state *q) {
     q->n_waiting = n;
 }
 
+static inline void fetch_waiting(const ranking *by, const query_state *q, int64_t i) {
+    if (q->point.is_exact) __builtin_prefetch(by->lists->ids + q->waiting[i].position);
+    else fetch_row(by->lists, q->waiting[i].position);
+}
+
 /* The same, and brings the other rows nearer. */
 static void prepare(const ranking *by, query_state *q) {
     drop_hopeless(by, q);
-    for (int64_t i = 0; i < q->n_waiting && i < FETCHED; i++) fetch_row(by->lists, q->waiting[i].position);
+    for (int64_t i = 0; i < q->n_waiting && i < FETCHED; i++) fetch_waiting(by, q, i);
 }
 
 /* Evaluates those that wait, prepared, and may still win: the k best first. */
 static void settle(const ranking *by, query_state *q) {
-    load_query(by->queries, q->number, by->lists->d, by->query);
+    if (!q->point.is_exact) load_query(by->queries, q->number, by->lists->d, by->query);
     for (int64_t i = 0; i < q->n_waiting; i++) {
-        if (i + AHEAD < q->n_waiting && q->waiting[i + AHEAD].score >= q->point.threshold)
-            fetch_row(by->lists, q->waiting[i + AHEAD].position);
-        if (q->waiting[i].score >= q->point.threshold) evaluate(by, q, q->waiting[i].position);
+        waiting_row row = q->waiting[i];
+        if (i + AHEAD < q->n_waiting && q->waiting[i + AHEAD].score >= q->point.threshold) fetch_waiting(by, q, i + AHEAD);
+        if (row.score < q->point.threshold) continue;
+        if (!q->point.is_exact) evaluate(by, q, row.position);
+        else add_found(by, q, row.position, key_of_score(by->lists, &q->point, row.score, row.position));
     }
     q->n_waiting = 0;
 }

@@ -28,6 +28,7 @@ static inline void *take(char *memory, int64_t *used, int64_t size) {
 typedef struct {
     int metric, is_linear;    /* is_linear: minus the key of a row of score v is base + unit v, up to slack */
     double base, unit, slack; /* otherwise the squared distance of the points is, see queries.h */
+    int is_exact;             /* whether keys follow from scores: of integers, see key_of_score */
     int32_t sum, reach;       /* of the point; no score is below -reach */
     int32_t threshold;        /* rows of lower scores cannot win */
 } query_point;
@@ -66,6 +67,12 @@ static double highest_key(const query_point *q, int32_t score) {
     if (q->is_linear) return -(q->base + q->unit * score - q->slack);
     double distance = sqrt(fmax(q->base - q->unit * ((double)score - 1), 0)) * (1 + ROUNDING) + q->slack;
     return (q->metric == BY_COSINE ? distance * distance / 2 : distance * distance) * (1 + ROUNDING);
+}
+
+/* The key of a row of integers and a query of such, of their score: their squared distance, but for the half of |a|^2 that
+ * an odd one loses in the term. All of it is exact in float64, and so is the sum of squared differences. */
+static double key_of_score(const skivfpq_lists *l, const query_point *q, int32_t score, int64_t position) {
+    return q->base - q->unit * score + (l->odd[position / 8] >> position % 8 & 1);
 }
 
 /* ---- selection among scores, LANES at a time: GCC takes wider vectors apart, to compare them one by one */

@@ -100,6 +100,7 @@ cdef extern from "search.h":
         double query_scale
         double error
         double longest
+        const uint8_t *odd
         const skivfpq_coded *coded
         const skivfpq_embedding *head
     ctypedef struct skivfpq_queries:
@@ -1067,6 +1068,7 @@ cdef class PackedLists:
         cdef const uint8_t[:, :, :, ::1] codes = planes.codes
         cdef const int32_t[:, ::1] terms = planes.terms
         cdef const float[::1] origin = planes.origin
+        cdef const uint8_t[::1] odd
         lists.d, lists.n_lists, lists.units = origin.shape[0], blocks.shape[0] - 1, codes.shape[1]
         self.head.width = lists.d
         if planes.head is not None:
@@ -1081,7 +1083,7 @@ cdef class PackedLists:
                 or offsets[lists.n_lists] != ids.shape[0] or stray_offsets[lists.n_lists] != strays.shape[0]):
             raise ValueError("search: shapes of the planes do not fit together.")
         self.arrays = (planes.vectors, offsets, blocks, strays, stray_offsets, ids, codes, terms, origin, planes.fine,
-                       planes.head)
+                       planes.head, planes.odd)
         lists.vectors, lists.kind = &vectors[0], KINDS.index(planes.vectors.dtype.name)
         lists.metric = METRICS.index(planes.metric)
         lists.offsets, lists.blocks, lists.ids = &offsets[0], &blocks[0], &ids[0]
@@ -1089,6 +1091,11 @@ cdef class PackedLists:
         lists.strays, lists.stray_offsets = &strays[0] if strays.shape[0] else NULL, &stray_offsets[0]
         lists.scale, lists.query_scale, lists.error = planes.scale, planes.query_scale, planes.error
         lists.longest = planes.longest
+        if planes.odd is not None:
+            odd = planes.odd
+            lists.odd = &odd[0]
+            if 8 * odd.shape[0] < ids.shape[0] or planes.scale != 1 or planes.error != 0:
+                raise ValueError("search: planes of integers must have a bit for each row, of scale 1 and without error.")
         if planes.fine is not None:
             self.fine = fine_points_of(planes.fine, ids.shape[0], lists.d)
 

@@ -63,6 +63,7 @@ static void set_point(const skivfpq_lists *l, const double *values, double bound
     double length = sqrt(sums.sq_length) * (1 + ROUNDING) + TINY;
     double error = sqrt(sums.sq_error) * (1 + ROUNDING) + 1e-15 * length + bound + TINY;
     q->metric = l->metric, q->is_linear = is_product, q->sum = (int32_t)sums.sum;
+    q->is_exact = l->odd && l->metric == BY_DISTANCE && sums.sq_error == 0; /* if values are right to the last bit */
     if (is_product) {
         q->base = base, q->unit = l->scale * scale;
         q->slack = (l->longest * error + length * l->error) * (1 + ROUNDING);
@@ -87,6 +88,7 @@ static void set_query(const skivfpq_lists *l, const double *query, column_level 
         scale = largest > TINY ? largest / (127 * query_levels(4 * l->units)) : 1; /* tiny ones are all error */
     } else for (int64_t j = 0; j < l->d; j++) values[j] = query[j] - l->origin[j];
     set_point(l, values, 0, scale, base, reach, point, q);
+    for (int64_t j = 0; j < l->d && q->is_exact; j++) q->is_exact = values[j] + l->origin[j] == query[j];
 }
 
 /* The same of a point y of the head; one that is not finite says nothing. */

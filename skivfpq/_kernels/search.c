@@ -17,6 +17,7 @@ typedef struct {
     column_level *points; /* (n_queries, 4 units) b */
     column_level *panel; /* of COLUMNS queries */
     int32_t *scores;     /* (COLUMNS, places of FIRST_BLOCKS) */
+    int32_t *places;     /* (places of FIRST_BLOCKS,) */
     int64_t *starts;     /* (n_lists + 2,) */
     int32_t *order;      /* (n_queries * n_probes,) */
 } search;
@@ -30,19 +31,25 @@ static int32_t plain_score(const skivfpq_lists *l, int64_t block, int r, const c
     return score;
 }
 
-/* Thresholds to start with: the k-th best of the nearest list, or of the first of its rows. queries: their numbers. */
-static void set_first_thresholds(search *s, int64_t list, const int32_t *queries, int n) {
+/* Thresholds to start with: the k-th best of the nearest list, or of the first of its rows. Where those are all, they
+ * wait at once, and the list has been seen. queries: their numbers. */
+static void see_nearest(search *s, int64_t list, const int32_t *queries, int n) {
     const skivfpq_lists *l = s->rank.lists;
-    int64_t first = l->blocks[list], n_blocks = l->blocks[list + 1] - first, places;
+    int64_t first = l->blocks[list], all = l->blocks[list + 1] - first, n_blocks = all, places;
     const query_point *points[COLUMNS];
     n_blocks = n_blocks < FIRST_BLOCKS ? n_blocks : FIRST_BLOCKS, places = n_blocks * BLOCK;
     for (int c = 0; c < n; c++) points[c] = &s->states[queries[c]].point;
     score_all(l, first, n_blocks, points, n, s->panel, s->scores);
     for (int c = 0; c < n; c++) {
-        query_point *q = &s->states[queries[c]].point;
+        query_state *q = s->states + queries[c];
         const int32_t *scores = s->scores + c * places;
         if (count_from(scores, places, 1 - ABSENT) < s->rank.k) continue;
-        set_threshold(q, highest_key(q, kth_score(scores, places, s->rank.k, s->rank.k / 8)));
+        set_threshold(&q->point, highest_key(&q->point, kth_score(scores, places, s->rank.k, s->rank.k / 8)));
+        if (q->point.threshold == INT32_MIN || n_blocks < all) continue;
+        int64_t n_left = places_between(scores, places, q->point.threshold, INT32_MAX, s->places);
+        for (int64_t i = 0; i < n_left; i++)
+            add_waiting(&s->rank, q, scores[s->places[i]], l->offsets[list] + s->places[i]);
+        q->seen = (int32_t)list;
     }
 }
 
@@ -96,16 +103,21 @@ static void scan_panel(search *s, int64_t list, const int32_t *queries, int n) {
 
 typedef void scan_function(search *, int64_t list, const int32_t *queries, int n);
 
-/* Calls a function with each list and the queries that probe it, some at a time, their points in the panel. */
+/* Calls a function with each list and the queries that probe it and have not seen it, some at a time, their points in the
+ * panel. */
 static void each_panel(search *s, scan_function *scan) {
     const skivfpq_lists *l = s->rank.lists;
     const column_level *points[COLUMNS];
+    int32_t queries[COLUMNS];
     for (int64_t list = 0; list < l->n_lists; list++)
-        for (int64_t i = s->starts[list]; i < s->starts[list + 1]; i += COLUMNS) {
-            int n = s->starts[list + 1] - i < COLUMNS ? (int)(s->starts[list + 1] - i) : COLUMNS;
-            for (int c = 0; c < n; c++) points[c] = s->points + s->order[i + c] * l->units * 4;
+        for (int64_t i = s->starts[list], stop = s->starts[list + 1]; i < stop;) {
+            int n = 0;
+            for (; i < stop && n < COLUMNS; i++)
+                if (s->states[s->order[i]].seen != list)
+                    points[n] = s->points + s->order[i] * l->units * 4, queries[n++] = s->order[i];
+            if (n == 0) break;
             fill_panel(points, n, l->units, s->panel);
-            scan(s, list, s->order + i, n);
+            scan(s, list, queries, n);
         }
 }
 
@@ -141,20 +153,20 @@ static void search_one(search *s, const int32_t *probes, int64_t n_probes, uint8
     const int32_t query = 0;
     const column_level *point = s->points;
     fill_panel(&point, 1, l->units, s->panel);
-    if (probes[0] >= 0 && !*unserved) set_first_thresholds(s, probes[0], &query, 1);
+    if (probes[0] >= 0 && !*unserved) see_nearest(s, probes[0], &query, 1);
     if (s->states->point.threshold == INT32_MIN) *unserved |= !set_any_threshold(s, 0, probes, n_probes);
     load_query(s->rank.queries, 0, l->d, s->rank.query);
     for (int64_t p = 0; p < n_probes && probes[p] >= 0 && !*unserved; p++) {
         for (int64_t i = l->stray_offsets[probes[p]]; i < l->stray_offsets[probes[p] + 1]; i++)
             evaluate(&s->rank, s->states, l->strays[i]);
-        scan_panel(s, probes[p], &query, 1);
+        if (probes[p] != s->states->seen) scan_panel(s, probes[p], &query, 1);
     }
 }
 
 /* Many queries, all that probe a list together. */
 static void search_many(search *s, const int32_t *probes, int64_t n_probes, uint8_t *unserved) {
     sort_probes(s, probes, n_probes, 1, unserved);
-    each_panel(s, set_first_thresholds);
+    each_panel(s, see_nearest);
     for (int64_t i = 0; i < s->rank.queries->n; i++)
         if (s->states[i].point.threshold == INT32_MIN)
             unserved[i] |= !set_any_threshold(s, i, probes + i * n_probes, n_probes);
@@ -187,6 +199,7 @@ int64_t SEARCH_LISTS(const skivfpq_lists *lists, const skivfpq_queries *queries,
     s.points = take(scratch, &used, sizeof(column_level) * n * width);
     s.panel = take(scratch, &used, sizeof(column_level) * COLUMNS * width);
     s.scores = take(scratch, &used, sizeof(int32_t) * (n < COLUMNS ? n : COLUMNS) * FIRST_BLOCKS * BLOCK);
+    s.places = take(scratch, &used, sizeof(int32_t) * FIRST_BLOCKS * BLOCK);
     s.starts = take(scratch, &used, sizeof(int64_t) * (lists->n_lists + 2));
     s.order = take(scratch, &used, sizeof(int32_t) * n * n_probes);
     s.rank.query = take(scratch, &used, sizeof(double) * lists->d);
@@ -196,7 +209,7 @@ int64_t SEARCH_LISTS(const skivfpq_lists *lists, const skivfpq_queries *queries,
     begin_scan();
     for (int64_t i = 0; i < n; i++) {
         query_state *q = s.states + i;
-        *q = (query_state){.number = (int32_t)i, .waiting = s.waiting + i * capacity, .found = s.found + i * k};
+        *q = (query_state){.number = (int32_t)i, .seen = -1, .waiting = s.waiting + i * capacity, .found = s.found + i * k};
         load_query(queries, i, lists->d, s.rank.query);
         set_query(lists, s.rank.query, s.points + i * width, &q->point);
         unserved[i] = lists->metric == BY_COSINE && is_zero(s.rank.query, lists->d);

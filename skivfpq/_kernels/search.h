@@ -61,6 +61,7 @@ typedef struct {
     const float *origin;       /* (d,) */
     double scale, query_scale; /* of points of rows, and of queries */
     double error, longest;     /* longest: of scale a */
+    const uint8_t *odd;        /* (n / 8,) a bit for each row of integers, whether |a|^2 s / t is odd; NULL: of no integers */
     const skivfpq_coded *coded; /* of CODED rows, instead of their points */
     const skivfpq_embedding *head; /* points are of y(x) by it, centers' alone; NULL: of x - origin */
 } skivfpq_lists;
