@@ -242,11 +242,11 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         n_lists = self._resolve_n_lists(len(X))
         held_out, training = self._split(len(X), n_lists, rng)  # row numbers
 
-        coarse_quantizer = self._fit_coarse(metric, X, training, n_lists, rng)
+        coarse_quantizer, labels = self._fit_coarse(metric, X, training, n_lists, rng)
         centers = np.ascontiguousarray(coarse_quantizer.cluster_centers_, dtype=np.float64)
         fine_quantizer = self._fit_fine(metric, X, training, centers, rng)
         file = self._empty_file(metric, centers, fine_quantizer, X.dtype)
-        file = self._append(file, X)
+        file = self._append(file, X, labels)
         n_probes, recall = self._choose_probes(file, X, held_out)
 
         self.coarse_quantizer_, self.fine_quantizer_ = coarse_quantizer, fine_quantizer
@@ -270,10 +270,14 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         return int(self.n_lists)
 
     def _fit_coarse(self, metric, X, training, n_lists, rng):
-        """The fitted coarse quantizer: the default one on some of the rows, a given one on all."""
+        """The coarse quantizer, fitted: the default one on some of the rows, a given one on all; and labels.
+
+        labels : (n_samples,) int32, the lists that are known from training, -1 for other rows; or None
+        """
         seed = draw_seed(rng)
         size = TRAINING_ROWS_PER_LIST * n_lists if self.coarse_quantizer is None else len(training)
-        rows = _sample(metric, X, training, size, rng)
+        numbers = _sample(training, size, rng)
+        rows = _metric_rows(metric, X, numbers)
         distinct = too_few_distinct_rows(rows, n_lists, np.ones(len(rows)))
         n_lists = n_lists if distinct is None else len(distinct)
         quantizer = self._coarse_quantizer(n_lists, seed).fit(rows)
@@ -283,7 +287,11 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
                 "LloydKMeans, KMeans or MiniBatchKMeans."
             )
         self._report(f"{len(quantizer.cluster_centers_)} lists trained on {len(rows)} rows.")
-        return quantizer
+        if self.coarse_quantizer is not None or metric.is_cosine:  # labels of other rows than will be filed
+            return quantizer, None
+        labels = np.full(len(X), -1, dtype=np.int32)
+        labels[numbers] = quantizer.labels_
+        return quantizer, labels
 
     def _coarse_quantizer(self, n_lists, seed):
         """The unfitted coarse quantizer."""
@@ -310,7 +318,7 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             quantizer.set_params(random_state=draw_seed(rng))
         is_share = isinstance(quantizer.max_samples, float)  # which the quantizer takes by itself
         size = len(training) if is_share else quantizer._training_size(len(training))
-        rows = _sample(metric, X, training, size, rng)
+        rows = _metric_rows(metric, X, _sample(training, size, rng))
         if self.by_residual:
             labels, _ = nearest_centers(rows, centers, effective_n_jobs(self.n_jobs))
             rows = (rows - centers[labels]).astype(rows.dtype)
@@ -331,11 +339,12 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             lists=InvertedLists.empty(len(centers)),
         )
 
-    def _append(self, file, X):
-        """The file with new rows, in the dtype in which it keeps vectors."""
+    def _append(self, file, X, labels=None):
+        """The file with new rows, in the dtype in which it keeps vectors; labels: their lists, if known."""
         self._report(f"Filing {len(X)} rows.")
         n_threads = effective_n_jobs(self.n_jobs)
-        file = file.append(_as_kept(X, file.vectors_dtype), n_threads)
+        vectors = _as_kept(X, file.vectors_dtype)
+        file = file.append(vectors, n_threads, labels if vectors is X else None)
         file.planes(n_threads)
         return file
 
@@ -852,10 +861,13 @@ def _graph(file, numbers, distances, indices, mode):
     return as_configured_sparse(sparse.csr_array((values, columns, offsets), shape=shape))
 
 
-def _sample(metric, X, numbers, size, rng):
-    """Up to size of the rows of these numbers, float32 or float64, as the metric sees them."""
-    if size < len(numbers):
-        numbers = np.sort(rng.choice(numbers, size, replace=False))
+def _sample(numbers, size, rng):
+    """Up to size of the numbers, in order."""
+    return numbers if size >= len(numbers) else np.sort(rng.choice(numbers, size, replace=False))
+
+
+def _metric_rows(metric, X, numbers):
+    """The rows of these numbers, float32 or float64, as the metric sees them."""
     rows = as_float_rows(X[numbers] if len(numbers) < len(X) else X)
     return metric.rows(rows).astype(rows.dtype) if metric.is_cosine else rows
 

@@ -430,6 +430,19 @@ def test_added_rows_are_filed_like_the_first():
     assert_array_equal(index.list_sizes_, np.bincount(index.labels_, minlength=13))
 
 
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("vectors_dtype", [None, "float16"])
+@pytest.mark.parametrize("n_lists", [4, 150])  # trained on some of the rows, and on all
+def test_rows_are_filed_as_they_are_kept(metric, vectors_dtype, n_lists, rng):
+    X = (rng.normal(size=(1200, 3)) + 40).astype(np.float32)  # float16 rounds to 1 / 32
+    index = IVFIndex(n_lists, 1, metric=metric, vectors_dtype=vectors_dtype, random_state=0).fit(X)
+    rows = index.reconstruct(np.arange(1200)).astype(np.float64)
+    if metric == "cosine":
+        rows /= np.linalg.norm(rows, axis=1)[:, None]
+    centers = index.coarse_quantizer_.cluster_centers_.astype(np.float64)
+    assert_array_equal(index.labels_, np.square(rows[:, None] - centers).sum(axis=-1).argmin(axis=1))
+
+
 def test_all_rows_removed_and_added_again():
     X, queries = data("float64")
     index = IVFIndex(5, 5, random_state=0).fit(X).remove(np.arange(400))

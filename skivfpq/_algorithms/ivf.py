@@ -10,6 +10,7 @@ from itertools import pairwise
 import numpy as np
 
 from skivfpq import _kernels
+from skivfpq._algorithms.blocks import as_float_rows, row_sq_distances
 from skivfpq._algorithms.center_planes import QUERIES, CenterPlanes
 from skivfpq._algorithms.codebooks import rotate
 from skivfpq._algorithms.inverted_lists import InvertedLists
@@ -73,25 +74,40 @@ class InvertedFile:
 
     # ---- filing
 
-    def append(self, vectors, n_threads):
-        """File new rows, given as they are kept."""
-        labels, lengths = np.empty(len(vectors), dtype=np.int64), np.empty(len(vectors))
+    def append(self, vectors, n_threads, labels=None):
+        """File new rows, given as they are kept.
+
+        labels : (n_rows,) int32, the lists of those rows whose list is known, -1 for others; or None
+        """
+        labels = np.full(len(vectors), -1, dtype=np.int32) if labels is None else labels.copy()
+        lengths = np.empty(len(vectors))
         kept = {"vectors": vectors} if self.keeps_vectors else {}
-        for block in row_blocks(len(vectors), vectors.shape[1] // 4):
-            labels[block], lengths[block], rows = self._file(vectors[block], n_threads)
-            for name, array in rows.items():
+        as_they_are = self.coding is None and not self.metric.is_cosine  # no float64 copies: larger blocks
+        for block in row_blocks(len(vectors), vectors.shape[1] // (16 if as_they_are else 4)):
+            rows = as_float_rows(vectors[block]) if as_they_are else self.metric.rows(vectors[block])
+            self._find_lists(rows, labels[block], n_threads)
+            lengths[block], coded = self._encode(rows, labels[block], n_threads)
+            for name, array in coded.items():
                 kept.setdefault(name, np.empty((len(vectors), *array.shape[1:]), array.dtype))[block] = array
         changed = np.bincount(labels, minlength=len(self.centers)) > 0
         return self._with_lists(self._lists_of_rows().append(labels, kept, lengths), changed)
 
-    def _file(self, vectors, n_threads):
-        """Labels of some rows, their distances to their anchors, and what else is kept of them."""
-        rows = self.metric.rows(vectors)  # (n_rows, n_features) float64
-        labels = self.nearest_list(rows, n_threads)
-        if self.coding is None:
-            return labels, np.sqrt(np.square(rows - self.centers[labels]).sum(axis=1)), {}
-        kept, lengths = self.coding.encode(rows, labels, n_threads)
-        return labels, lengths, kept
+    def _find_lists(self, rows, labels, n_threads):
+        """Labels (n_rows,) INOUT of metric rows, where there is none yet."""
+        unknown = np.flatnonzero(labels < 0)
+        if len(unknown):
+            labels[unknown] = self.nearest_list(
+                rows if len(unknown) == len(rows) else rows[unknown], n_threads
+            )
+
+    def _encode(self, rows, labels, n_threads):
+        """Distances of metric rows to their anchors, and what is kept of them beside vectors."""
+        if self.coding is not None:
+            kept, lengths = self.coding.encode(rows, labels, n_threads)
+            return lengths, kept
+        sq_lengths = np.empty(len(rows))
+        row_sq_distances(rows, self.centers, labels, sq_lengths, n_threads)
+        return np.sqrt(sq_lengths), {}
 
     def remove(self, numbers):
         """The file without the rows of these numbers."""
