@@ -20,6 +20,8 @@ typedef struct {
     int32_t *places;     /* (places of FIRST_BLOCKS,) */
     int64_t *starts;     /* (n_lists + 2,) */
     int32_t *order;      /* (n_queries * n_probes,) */
+    int32_t *nearest;    /* (n_queries,) those to be searched, by their nearest lists */
+    int64_t n_nearest;
 } search;
 
 /* The score of a row of a block. */
@@ -152,6 +154,7 @@ static void search_one(search *s, const int32_t *probes, int64_t n_probes, uint8
     const skivfpq_lists *l = s->rank.lists;
     const int32_t query = 0;
     const column_level *point = s->points;
+    s->nearest[0] = query, s->n_nearest = 1;
     fill_panel(&point, 1, l->units, s->panel);
     if (probes[0] >= 0 && !*unserved) see_nearest(s, probes[0], &query, 1);
     if (s->states->point.threshold == INT32_MIN) *unserved |= !set_any_threshold(s, 0, probes, n_probes);
@@ -166,6 +169,8 @@ static void search_one(search *s, const int32_t *probes, int64_t n_probes, uint8
 /* Many queries, all that probe a list together. */
 static void search_many(search *s, const int32_t *probes, int64_t n_probes, uint8_t *unserved) {
     sort_probes(s, probes, n_probes, 1, unserved);
+    s->n_nearest = s->starts[s->rank.lists->n_lists];
+    memcpy(s->nearest, s->order, sizeof(int32_t) * s->n_nearest);
     each_panel(s, see_nearest);
     for (int64_t i = 0; i < s->rank.queries->n; i++)
         if (s->states[i].point.threshold == INT32_MIN)
@@ -175,16 +180,16 @@ static void search_many(search *s, const int32_t *probes, int64_t n_probes, uint
     each_panel(s, scan_panel);
 }
 
-/* Evaluates what still waits, and takes what was found. */
+/* Evaluates what still waits, and takes what was found: of queries of a list together, since they share rows. */
 static void finish(search *s, uint8_t *unserved, double *keys, int64_t *positions) {
-    int64_t n = s->rank.queries->n;
-    prepare(&s->rank, s->states);
-    for (int64_t i = 0; i < n; i++) {
-        if (i + 1 < n) prepare(&s->rank, s->states + i + 1); /* its rows come while those of the last are evaluated */
-        if (unserved[i]) continue;
-        settle(&s->rank, s->states + i);
-        unserved[i] = s->states[i].n_found < s->rank.k;
-        if (!unserved[i]) take_found(&s->rank, s->states + i, keys + i * s->rank.k, positions + i * s->rank.k);
+    for (int64_t i = 0; i <= s->n_nearest; i++) {
+        if (i < s->n_nearest) prepare(&s->rank, s->states + s->nearest[i]);
+        if (i == 0 || unserved[s->nearest[i - 1]]) continue;
+        int32_t query = s->nearest[i - 1]; /* its rows have come while the next was prepared */
+        settle(&s->rank, s->states + query);
+        unserved[query] = s->states[query].n_found < s->rank.k;
+        if (!unserved[query])
+            take_found(&s->rank, s->states + query, keys + query * s->rank.k, positions + query * s->rank.k);
     }
 }
 
@@ -202,6 +207,7 @@ int64_t SEARCH_LISTS(const skivfpq_lists *lists, const skivfpq_queries *queries,
     s.places = take(scratch, &used, sizeof(int32_t) * FIRST_BLOCKS * BLOCK);
     s.starts = take(scratch, &used, sizeof(int64_t) * (lists->n_lists + 2));
     s.order = take(scratch, &used, sizeof(int32_t) * n * n_probes);
+    s.nearest = take(scratch, &used, sizeof(int32_t) * n);
     s.rank.query = take(scratch, &used, sizeof(double) * lists->d);
     s.rank.row = take(scratch, &used, sizeof(double) * lists->d);
     if (!scratch) return used;
