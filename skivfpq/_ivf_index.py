@@ -831,7 +831,7 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     def bytes_per_vector_(self):
         """Bytes kept for each row."""
         check_is_fitted(self)
-        return self._file.nbytes / max(1, len(self._file.lists.ids))
+        return self._file.nbytes / max(1, self._file.lists.n_rows)
 
     def _report(self, message):
         if self.verbose:
@@ -908,7 +908,7 @@ def _allowed(lists, subset):
 
 
 def _check_enough(n_neighbors, lists, allowed, n_queries, own=False):
-    n_rows = len(lists.ids) if allowed is None else np.count_nonzero(allowed)
+    n_rows = lists.n_rows if allowed is None else np.count_nonzero(allowed)
     if n_neighbors > n_rows - own:
         raise ValueError(
             f"Expected n_neighbors <= n_samples_fit, but n_neighbors = {n_neighbors}, n_samples_fit = "

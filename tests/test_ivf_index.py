@@ -1,5 +1,7 @@
 """IVFIndex: equal to brute force when every list is probed, k guaranteed, recall measured."""
 
+import copy
+import pickle
 import threading
 import warnings
 
@@ -380,14 +382,33 @@ def test_grid_search_over_the_index_in_a_classifier():
 # ---- adding and removing
 
 
+def kept_as(name):
+    """Parameters of an index that keeps vectors, codes or both."""
+    if name == "refined":
+        return {"fine_quantizer": ProductQuantizer(4, 4), "refine_factor": 400}
+    return QUANTIZERS[name] or {}
+
+
+def assert_holds(index, rows, queries, metric, exact):
+    """Asserts that a fully probed index finds what a brute force search finds among rows, number -> row."""
+    numbers = np.array(sorted(rows))
+    expected, places = exact_neighbors(queries, np.array([rows[i] for i in numbers]), 9, metric)
+    distances, indices = index.kneighbors(queries, 9)
+    assert_allclose(distances, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+    if exact:
+        assert_array_equal(indices, numbers[places])
+    assert np.isin(indices, numbers).all()
+    assert index.list_sizes_.sum() == len(numbers)
+    assert_array_equal(np.flatnonzero(index.labels_ >= 0), numbers)
+    return numbers
+
+
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("name", [*QUANTIZERS, "refined"])
 def test_add_and_remove_against_brute_force(seed, metric, name):
     rng = np.random.default_rng(seed)
     X, queries = data("float32", seed)
-    params = QUANTIZERS.get(name) or ({"fine_quantizer": ProductQuantizer(4, 4), "refine_factor": 400})
-    params = {} if name == "flat" else params
-    index = IVFIndex(13, 13, metric=metric, random_state=seed, **params).fit(X[:200])
+    index = IVFIndex(13, 13, metric=metric, random_state=seed, **kept_as(name)).fit(X[:200])
     rows = {number: row for number, row in enumerate(index.reconstruct(np.arange(200)))}
     for step in range(3):
         new = X[200 + 60 * step : 260 + 60 * step]
@@ -398,15 +419,7 @@ def test_add_and_remove_against_brute_force(seed, metric, name):
         index.remove(gone)
         for number in gone:
             del rows[number]
-        numbers = np.array(sorted(rows))
-        expected, places = exact_neighbors(queries, np.array([rows[i] for i in numbers]), 9, metric)
-        distances, indices = index.kneighbors(queries, 9)
-        assert_allclose(distances, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
-        if name in ("flat", "refined"):
-            assert_array_equal(indices, numbers[places])
-        assert np.isin(indices, numbers).all()
-        assert index.list_sizes_.sum() == len(numbers)
-        assert_array_equal(np.flatnonzero(index.labels_ >= 0), numbers)
+        numbers = assert_holds(index, rows, queries, metric, exact=name in ("flat", "refined"))
         assert index.kneighbors()[1].shape == (len(numbers), 5)
     assert index.n_samples_fit_ == 380
     assert index.kneighbors_graph().shape == (380, 380)
@@ -417,6 +430,59 @@ def test_add_and_remove_against_brute_force(seed, metric, name):
         index.remove(removed[:1])
     with pytest.raises(ValueError, match="was removed"):
         index.reconstruct(removed[:1])
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("name", [*QUANTIZERS, "refined"])
+def test_few_rows_come_and_go_without_moving_others(seed, metric, name):
+    X, queries = data("float32", seed)
+    index = IVFIndex(5, 5, metric=metric, random_state=seed, **kept_as(name)).fit(X[:150])
+    index.partial_fit(X[150:200])  # moves all, to where there is room for more
+    rows = dict(enumerate(index.reconstruct(np.arange(200))))
+    held, file = next(iter(index._file.lists.rows.values())), index._file
+    found = index._file.search(index._file.metric.queries(queries), 4, 5)
+    for step in range(10):
+        gone, number = np.unique(found[1])[step], index.n_samples_fit_
+        index.remove([gone, gone])
+        del rows[gone]
+        index.partial_fit(X[200 + step : 201 + step])
+        rows[number] = index.reconstruct([number])[0]
+    assert next(iter(index._file.lists.rows.values())) is held
+    assert_holds(index, rows, queries, metric, exact=name in ("flat", "refined"))
+    for before, after in zip(found, file.search(file.metric.queries(queries), 4, 5)):
+        assert_array_equal(before, after)  # a search under way sees the rows as they were
+    assert index.kneighbors()[1].shape == (len(rows), 5)
+    assert_array_equal(index.kneighbors(queries, 4, subset=list(rows))[1], index.kneighbors(queries, 4)[1])
+    restored = pickle.loads(pickle.dumps(index))
+    assert len(restored._file.lists.ids) == len(rows) < len(index._file.lists.ids)
+    assert_array_equal(restored.kneighbors(queries, 4), index.kneighbors(queries, 4))
+    assert_array_equal(restored.labels_, index.labels_)
+    assert restored.bytes_per_vector_ < index.bytes_per_vector_
+
+
+def test_copies_of_an_index_do_not_share_added_rows():
+    X, queries = data("float32")
+    index = IVFIndex(5, 5, random_state=0).fit(X[:150]).partial_fit(X[150:200])
+    other = copy.copy(index)
+    index.partial_fit(X[200:205])
+    other.partial_fit(X[205:210])
+    for own, added in ((index, X[200:205]), (other, X[205:210])):
+        assert_array_equal(own.reconstruct(np.arange(200, 205)), added)
+        expected = exact_neighbors(queries, np.concatenate([X[:200], added]), 6)
+        assert_array_equal(own.kneighbors(queries, 6), expected)
+
+
+def test_rows_move_together_when_many_were_removed():
+    X, queries = data("float32")
+    index = IVFIndex(5, 5, random_state=0).fit(X[:200])
+    index.remove(np.arange(0, 60, 2))
+    assert len(index._file.lists.ids) == 200
+    index.remove(np.arange(1, 60, 2))
+    assert len(index._file.lists.ids) == 140
+    distances, indices = index.kneighbors(queries, 6)
+    expected, places = exact_neighbors(queries, X[60:200], 6)
+    assert_array_equal(distances, expected)
+    assert_array_equal(indices, places + 60)
 
 
 def test_added_rows_are_filed_like_the_first():

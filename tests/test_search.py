@@ -87,11 +87,12 @@ def assert_same_search(metric, planes, queries, k, probes, allowed=None):
     """Asserts that the queries that are served have the neighbours of the NumPy search; returns how many are."""
     everything = np.arange(len(planes.ids))
     searched = planes if allowed is None else planes.allowing(allowed)
+    allowed = planes.ids >= 0 if allowed is None else allowed
     keys, positions, left = searched.search(queries, probes, k, 1)
     served = np.setdiff1d(np.arange(len(queries)), left)
     lists = np.searchsorted(planes.offsets, everything, side="right") - 1
     for query in served:
-        inside = np.isin(lists, probes[query]) if allowed is None else np.isin(lists, probes[query]) & allowed
+        inside = np.isin(lists, probes[query]) & allowed
         rows = np.flatnonzero(inside)
         true_keys, true = nearest_rows(metric, queries[[query]], planes.vectors[rows], k, planes.ids[rows])
         assert_array_equal(positions[query], rows[true[0]])
@@ -498,42 +499,40 @@ def test_all_finite_sees_every_place(dtype, value):
 
 @pytest.mark.parametrize("case", ["normal", "long rows", "integers", "zeros", "duplicates", "bytes"])
 @pytest.mark.parametrize("name", METRICS)
-def test_only_lists_that_changed_are_packed_again(instruction_set, name, case, rng):
+def test_rows_come_to_free_places_and_go(instruction_set, name, case, rng):
     metric = Metric(name)
     X = rows_of(case, (500, 13), np.float32, rng)
-    X[::90] *= 40  # strays
-    planes = filed(metric, X, 10, rng)
-    lists = np.searchsorted(planes.offsets, np.arange(500), side="right") - 1
-    kept = (rng.random(500) < 0.6) | (lists % 3 > 0)  # rows of every third list go, and others come
-    new = rows_of(case, (60, 13), np.float32, rng)
-    new_lists = rng.choice([0, 3, 6], size=60)
-    order = np.argsort(np.concatenate([lists[kept], new_lists]), kind="stable")
-    vectors = np.ascontiguousarray(np.concatenate([X[kept], new])[order])
-    sizes = np.bincount(np.concatenate([lists[kept], new_lists]), minlength=10)
-    offsets = np.concatenate([[0], np.cumsum(sizes)])
-    ids = rng.permutation(len(vectors)).astype(np.int32)
-    changed = np.arange(10) % 3 == 0
-    updated = planes.updated(metric, vectors, offsets, ids, changed)
-    for number in np.flatnonzero(~changed):
-        blocks = np.s_[updated.blocks[number] : updated.blocks[number + 1]]
-        old_blocks = np.s_[planes.blocks[number] : planes.blocks[number + 1]]
-        assert_array_equal(updated.codes[blocks], planes.codes[old_blocks])
-        assert_array_equal(updated.terms[blocks], planes.terms[old_blocks])
+    X[::200] *= 40  # strays
+    ids = rng.permutation(500).astype(np.int32)
+    offsets = np.concatenate([[0], np.sort(rng.integers(501, size=9)), [500]])
+    new = np.sort(rng.choice(500, 60, replace=False))
+    before, others = ids.copy(), X.copy()
+    before[new], others[new] = -1, 0
+    planes = list_planes.pack_lists(metric, others, offsets, before)
     queries = metric.queries(rows_of(case, (30, 13), np.float32, rng))
-    assert assert_same_search(metric, updated, queries, 4, all_lists(30, 10, rng)) >= (
-        28 if case != "zeros" else 0
-    )
+    least, probes = 28 if case != "zeros" else 0, all_lists(30, 10, rng)
+    assert assert_same_search(metric, planes, queries, 4, probes) >= least
+    others[new] = X[new]  # its vectors
+    added = planes.adding(metric, ids, new)
+    if added is None:  # too many strays are new
+        assert case in ("long rows", "zeros")
+        return
+    assert added.codes is planes.codes
+    assert assert_same_search(metric, added, queries, 4, probes) >= least
+    gone = rng.choice(500, 80, replace=False)
+    ids = ids.copy()
+    ids[gone] = -1
+    assert assert_same_search(metric, added.without(ids, gone), queries, 4, probes) >= least
 
 
 def test_rows_beyond_the_scale_have_all_packed_again(rng):
     metric, X = Metric("euclidean"), rng.normal(size=(300, 8)).astype(np.float32)
-    offsets, ids = np.array([0, 100, 200, 300]), np.arange(300, dtype=np.int32)
-    planes = list_planes.pack_lists(metric, X, offsets, ids)
-    changed = np.array([False, True, False])
-    assert planes.updated(metric, X, offsets, ids, changed) is not None
-    X = X.copy()
-    X[100:200] *= 1000
-    assert planes.updated(metric, X, offsets, ids, changed) is None
+    offsets, ids, new = np.array([0, 100, 200, 300]), np.arange(300, dtype=np.int32), np.arange(150, 200)
+    before = np.where(np.isin(ids, new), -1, ids).astype(np.int32)
+    planes = list_planes.pack_lists(metric, X, offsets, before)
+    assert planes.adding(metric, ids, new) is not None
+    X[new] *= 1000
+    assert planes.adding(metric, ids, new) is None
 
 
 def test_arrays_that_do_not_fit_are_refused(rng):

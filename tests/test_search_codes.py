@@ -2,6 +2,7 @@
 
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -136,9 +137,8 @@ def filed(name, slices, codewords, codes, labels):
     lists = InvertedLists.empty(n_lists)
     file = InvertedFile(Metric(name), np.zeros((n_lists, n_features)), coding, None, lists)
     terms = {} if name == "inner_product" else {"terms": np.zeros(len(codes), dtype=np.float32)}
-    return file._with_lists(
-        lists.append(labels, {"codes": codes, **terms}, np.ones(len(codes))), np.ones(n_lists)
-    )
+    lists, _ = lists.append(labels, {"codes": codes, **terms}, np.ones(len(codes)), file._hold)
+    return replace(file, lists=lists)
 
 
 @native_only
@@ -219,11 +219,13 @@ def test_packed_codes_are_the_codes(n_codewords, n_subspaces, rng):
     offsets = np.concatenate([[0], np.cumsum(sizes)])
     dtype = np.uint8 if n_codewords <= 256 else np.uint16
     codes = rng.integers(n_codewords, size=(offsets[-1], n_subspaces)).astype(dtype)
-    packed = ListCodes.of(codes, offsets, n_codewords)
-    assert_array_equal(packed.rows(), codes)
+    packed = ListCodes.empty(offsets, n_subspaces, n_codewords)
+    order = rng.permutation(len(codes))
+    packed[order[:70]] = codes[order[:70]]
+    packed[order[70:]] = codes[order[70:]]
+    assert_array_equal(packed[np.arange(len(codes))], codes)
     positions = rng.integers(len(codes), size=50)
-    lists = np.searchsorted(offsets, positions, side="right") - 1
-    assert_array_equal(packed.take(positions, lists), codes[positions])
+    assert_array_equal(packed[positions], codes[positions])
     assert_array_equal(packed.of_list(6, slice(60, 80)), codes[60:80])
     assert_array_equal(packed.of_list(6, np.array([51, 148])), codes[[51, 148]])
     n_bytes = sum(-(-size // 16) * 16 for size in sizes) * -(-n_subspaces // (2 if n_codewords <= 16 else 1))
@@ -274,7 +276,7 @@ def test_few_rows_near_zero_do_not_make_all_scores_coarse(instruction_set, rng):
     """Their cosines are evaluated one by one; so is what they are to a subset."""
     X = rows_of("normal", 400, 8, rng)
     file = coded_file("cosine", X, 4, 2, 200, rng, residual=False)
-    codes = file.lists.rows["codes"].rows()
+    codes = file.lists.rows["codes"][np.arange(400)]
     codes[::50] = 0  # a codeword of next to nothing, in both subspaces
     words = [part.copy() for part in file.codebooks.codewords]
     words[0][0], words[1][0] = 1e-9, -1e-9
@@ -282,12 +284,9 @@ def test_few_rows_near_zero_do_not_make_all_scores_coarse(instruction_set, rng):
     coding = Coding.of(file.metric, file.centers, Codebooks(file.codebooks.slices, words, None), False)
     anchors = coding.anchors[labels]
     terms = coding._terms(coding.codebooks.decode(codes).astype(np.float64), anchors, codes, labels)
-    lists = InvertedLists.empty(4).append(
-        labels, {"codes": codes, "terms": terms.astype(np.float32)}, np.ones(400)
-    )
-    file = InvertedFile(file.metric, file.centers, coding, None, InvertedLists.empty(4))._with_lists(
-        lists, np.ones(4)
-    )
+    kept = {"codes": codes, "terms": terms.astype(np.float32)}
+    lists, _ = InvertedLists.empty(4).append(labels, kept, np.ones(400), file._hold)
+    file = InvertedFile(file.metric, file.centers, coding, None, lists)
     assert len(file.planes()[1].strays) == 8
     assert file.planes()[1].largest_term < 100
     queries = file.metric.queries(rows_of("normal", 20, 8, rng))
@@ -345,7 +344,8 @@ def test_products_with_centers_that_cancel(share, probes, rng):
     lists = InvertedLists.empty(2)
     file = InvertedFile(Metric("inner_product"), anchors, coding, None, lists)
     codes = np.array([[0], [1]], dtype=np.uint8)
-    file = file._with_lists(lists.append(np.array([0, 1]), {"codes": codes}, np.ones(2)), np.ones(2))
+    lists, _ = lists.append(np.array([0, 1]), {"codes": codes}, np.ones(2), file._hold)
+    file = replace(file, lists=lists)
     keys, positions, left = file.planes()[1].search(query[None], np.array([probes]), 1, 1)
     true_keys, true = brute_force(file, query[None], [[0, 1]], 1)
     assert len(left) == 0

@@ -16,7 +16,6 @@ from skivfpq._algorithms.codebooks import rotate
 from skivfpq._algorithms.inverted_lists import InvertedLists
 from skivfpq._algorithms.list_codes import CodedLists, CodeScan, Coding, ListCodes
 from skivfpq._algorithms.list_planes import (
-    ListPlanes,
     exact_rows,
     instruction_set,
     pack_lists,
@@ -35,7 +34,6 @@ from skivfpq._algorithms.search import (
 )
 from skivfpq._kernels import row_blocks, row_norms
 
-MOST_CHANGED = 0.5  # share of the lists beyond which all are packed anew
 NEAREST_WITHIN = 32, 8192  # neighbours that are looked for within a radius: at first, and at most
 
 
@@ -48,10 +46,11 @@ class InvertedFile:
     coding: Coding | None  # None for vectors alone
     vectors_dtype: np.dtype | None  # in which vectors are kept; None where only codes are
     lists: InvertedLists
-    _packed: dict = field(default_factory=dict, init=False, repr=False)  # instruction set -> planes
+    _packed: dict = field(default_factory=dict, init=False, repr=False)  # what, instruction set -> planes
 
     def __getstate__(self):
-        return {**self.__dict__, "_packed": {}}  # packed anew, for the machine at hand
+        """Rows without places between them; planes are packed anew, for the machine at hand."""
+        return {**self.__dict__, "lists": self.lists.compact(self._hold), "_packed": {}}
 
     @property
     def keeps_vectors(self):
@@ -89,8 +88,15 @@ class InvertedFile:
             lengths[block], coded = self._encode(rows, labels[block], n_threads)
             for name, array in coded.items():
                 kept.setdefault(name, np.empty((len(vectors), *array.shape[1:]), array.dtype))[block] = array
-        changed = np.bincount(labels, minlength=len(self.centers)) > 0
-        return self._with_lists(self._lists_of_rows().append(labels, kept, lengths), changed)
+        lists, places = self.lists.append(labels, kept, lengths, self._hold)
+        change = None if places is None else lambda planes: planes.adding(self.metric, lists.ids, places)
+        return self._with_lists(lists, change)
+
+    def _hold(self, name, array, offsets):
+        """What keeps such an array of rows at the places of lists; zeros at first."""
+        if name == "codes":
+            return ListCodes.empty(offsets, array.shape[1], self.codebooks.n_codewords)
+        return np.zeros((offsets[-1], *array.shape[1:]), array.dtype)
 
     def _find_lists(self, rows, labels, n_threads):
         """Labels (n_rows,) INOUT of metric rows, where there is none yet."""
@@ -111,30 +117,23 @@ class InvertedFile:
 
     def remove(self, numbers):
         """The file without the rows of these numbers."""
-        lists = self.lists.list_of(self.lists.positions[numbers])
-        changed = np.bincount(lists, minlength=len(self.centers)) > 0
-        return self._with_lists(self._lists_of_rows().remove(numbers), changed)
+        lists, moved = self.lists.remove(numbers, self._hold)
+        change = None if moved else lambda planes: planes.without(lists.ids, self.lists.positions[numbers])
+        return self._with_lists(lists, change)
 
-    def _lists_of_rows(self):
-        """The lists with codes row by row, not as they are kept."""
-        rows = self.lists.rows
-        if "codes" not in rows:
-            return self.lists
-        return replace(self.lists, rows={**rows, "codes": rows["codes"].rows()})
+    def _with_lists(self, lists, change):
+        """The file of such lists.
 
-    def _with_lists(self, lists, changed):
-        """The file of such lists, of which some (n_lists,) bool were changed."""
-        if "codes" in lists.rows:
-            codes = ListCodes.of(lists.rows["codes"], lists.offsets, self.codebooks.n_codewords)
-            lists = replace(lists, rows={**lists.rows, "codes": codes})
+        change : function of planes of rows -> planes after it; None for both if all are to be packed anew
+        """
         file = replace(self, lists=lists)
         key = instruction_set()
-        centers, planes = self._packed.get(key, (None, None))
-        if isinstance(planes, ListPlanes) and changed.mean() < MOST_CHANGED:
-            vectors = lists.rows["vectors"]
-            planes = planes.updated(self.metric, vectors, lists.offsets, lists.ids, changed)
-            if planes is not None:
-                file._packed[key] = centers, planes
+        if ("centers", key) in self._packed:
+            file._packed["centers", key] = self._packed["centers", key]
+        rows = self._packed.get(("rows", key))
+        changed = None if rows is None or change is None or self.coding is not None else change(rows)
+        if changed is not None:
+            file._packed["rows", key] = changed
         return file
 
     def kept_rows(self, positions):
@@ -148,28 +147,33 @@ class InvertedFile:
     def _decoded(self, positions):
         """Anchors plus codewords, turned, in the dtype of the codebooks."""
         numbers = self.lists.list_of(positions)
-        return self.coding.decode(self.lists.rows["codes"].take(positions, numbers), numbers)
+        return self.coding.decode(self.lists.rows["codes"][positions], numbers)
 
     # ---- searching
 
     def planes(self, n_threads=1):
         """int8 points of the centers, and rows as the kernels search them or None; packed once, here."""
         key = instruction_set()
-        if key not in self._packed:
-            rows, lists = None, self.lists
-            if self.coding is not None:
-                rows = CodedLists.of(self.coding, lists)
-            elif len(lists.ids):
-                rows = pack_lists(self.metric, lists.rows["vectors"], lists.offsets, lists.ids, n_threads)
-            centers = CenterPlanes(nearness(self.metric), self.centers, self._some_rows(), n_threads)
-            self._packed[key] = centers, rows
-        return self._packed[key]
+        if ("rows", key) not in self._packed:
+            self._packed["rows", key] = self._pack_rows(n_threads)
+        if ("centers", key) not in self._packed:
+            nearest = nearness(self.metric)
+            self._packed["centers", key] = CenterPlanes(nearest, self.centers, self._some_rows(), n_threads)
+        return self._packed["centers", key], self._packed["rows", key]
+
+    def _pack_rows(self, n_threads):
+        lists = self.lists
+        if self.coding is not None:
+            return CodedLists.of(self.coding, lists)
+        if lists.n_rows == 0:
+            return None
+        return pack_lists(self.metric, lists.rows["vectors"], lists.offsets, lists.ids, n_threads)
 
     def _some_rows(self):
         """Rows (n, n_features) that are like queries, or None where there are none."""
-        n_rows = len(self.lists.ids)
-        positions = np.arange(0, n_rows, max(1, n_rows // QUERIES))[:QUERIES]
-        return self.metric.rows(self.kept_rows(positions)) if n_rows else None
+        taken = self.lists.taken
+        positions = taken[:: max(1, len(taken) // QUERIES)][:QUERIES]
+        return self.metric.rows(self.kept_rows(positions)) if len(taken) else None
 
     @property
     def nbytes(self):
@@ -197,7 +201,7 @@ class InvertedFile:
         largest : value that needs no further look
         """
         center_planes, rows = self.planes()
-        if rows is None or center_planes.planes is None or self.metric.is_cosine or k > len(self.lists.ids):
+        if rows is None or center_planes.planes is None or self.metric.is_cosine or k > self.lists.n_rows:
             return None
         if self.coding is not None and self.coding.codebooks.rotation is not None:
             return None
@@ -229,7 +233,7 @@ class InvertedFile:
 
     def _refined(self, queries, k, n_probes, refine_factor, allowed, n_threads):
         """The same by codes, the best refine_factor * k re-ranked by the exact keys of their vectors."""
-        n_rows = len(self.lists.ids) if allowed is None else np.count_nonzero(allowed)
+        n_rows = self.lists.n_rows if allowed is None else np.count_nonzero(allowed)
         n_candidates = int(min(np.ceil(refine_factor * k), n_rows))
         keys, positions = np.empty((len(queries), k)), np.empty((len(queries), k), dtype=np.int64)
         for block in row_blocks(len(queries), n_candidates):
@@ -281,6 +285,7 @@ class InvertedFile:
         """The function (list, part of it, query numbers) -> keys, errors, positions for ``search_lists``."""
         keys_of = self._vector_keys(queries) if self.coding is None else self._code_keys(queries)
         radii = self.lists.radii * (1 + 1e-9)
+        allowed = self.lists.live if allowed is None else allowed
 
         def scan(number, part, query_numbers):
             positions = np.arange(part.start, part.stop)
@@ -399,9 +404,10 @@ class InvertedFile:
         """Row numbers (n_queries, k) of the true neighbours: by vectors, or else by all the codes."""
         if self.coding is None or not self.keeps_vectors:
             return self.search(queries, k, len(self.centers), n_threads=n_threads)[1]
-        vectors = self.lists.rows["vectors"]
-        _, positions = exact_rows(self.metric, queries, vectors, k, n_threads, self.lists.ids)
-        return self.lists.ids[positions]
+        vectors, ids, live = self.lists.rows["vectors"], self.lists.ids, self.lists.live
+        if live is not None:
+            vectors, ids = vectors[live], ids[live]
+        return ids[exact_rows(self.metric, queries, vectors, k, n_threads, ids)[1]]
 
 
 def _lists_that_hold(k, lowest, key, sizes):

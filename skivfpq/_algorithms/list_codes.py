@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from itertools import pairwise
 
 import numpy as np
 
@@ -11,7 +10,7 @@ from skivfpq._algorithms.codebooks import Codebooks, rotate
 from skivfpq._algorithms.list_planes import BLOCK, first_blocks_of, kernel_name, search_lists
 from skivfpq._algorithms.planes import WIDEST
 from skivfpq._algorithms.search import EPS, Metric
-from skivfpq._kernels import UNDERFLOW, adc_scan, row_norms
+from skivfpq._kernels import UNDERFLOW, adc_scan, row_blocks, row_norms
 
 READ_BEHIND = 64  # codes that kernels may read behind the last
 TERM_EPS = np.finfo(np.float32).eps
@@ -233,20 +232,18 @@ class ListCodes:
     packs: bool  # whether two codes share a byte
 
     @classmethod
-    def of(cls, codes, offsets, n_codewords):
-        """Of codes (n_rows, n_subspaces), list by list."""
-        packs = n_codewords <= NIBBLES
-        n_subspaces = codes.shape[1]
-        if packs:
-            low, high = codes[:, ::2], codes[:, 1::2]
-            codes = low.copy()
-            codes[:, : high.shape[1]] |= high << 4
-        blocks = first_blocks_of(offsets)
-        columns = np.zeros(BLOCK * blocks[-1] * codes.shape[1] + READ_BEHIND, dtype=codes.dtype)
-        self = cls(columns, offsets, blocks, n_subspaces, packs)
-        for number, (start, stop) in enumerate(pairwise(offsets)):
-            self._list(number)[:, : stop - start] = codes[start:stop].T
-        return self
+    def empty(cls, offsets, n_subspaces, n_codewords):
+        """Zeros, at the places of lists."""
+        packs, blocks = n_codewords <= NIBBLES, first_blocks_of(offsets)
+        dtype = np.uint8 if n_codewords <= 256 else np.uint16
+        n_columns = -(-n_subspaces // 2) if packs else n_subspaces
+        columns = np.zeros(BLOCK * blocks[-1] * n_columns + READ_BEHIND, dtype=dtype)
+        return cls(columns, offsets, blocks, n_subspaces, packs)
+
+    @property
+    def shape(self):
+        """(n_places, n_subspaces)."""
+        return self.offsets[-1], self.n_subspaces
 
     @property
     def n_columns(self):
@@ -277,18 +274,28 @@ class ListCodes:
         inside = slice(part.start - first, part.stop - first) if isinstance(part, slice) else part - first
         return self._unpacked(self._list(number)[:, inside])
 
-    def take(self, positions, lists):
-        """Codes (n_positions, n_subspaces) of any positions and the lists that they are in."""
+    def __getitem__(self, positions):
+        """Codes (n_positions, n_subspaces) at any positions."""
+        codes = np.empty((len(positions), self.n_subspaces), dtype=self.columns.dtype)
+        for block in row_blocks(len(positions), self.n_columns):
+            codes[block] = self._unpacked(self.columns[self._places(positions[block])])
+        return codes
+
+    def __setitem__(self, positions, codes):
+        """Write codes (n_positions, n_subspaces) to their positions."""
+        for block in row_blocks(len(positions), self.n_columns):
+            low, high = (codes[block, ::2], codes[block, 1::2]) if self.packs else (codes[block], None)
+            columns = low.T.copy()  # (n_columns, n_rows)
+            if self.packs:
+                columns[: high.shape[1]] |= high.T << 4
+            self.columns[self._places(positions[block])] = columns
+
+    def _places(self, positions):
+        """Where the columns of rows at positions are, (n_columns, n_positions)."""
+        lists = np.searchsorted(self.offsets, positions, side="right") - 1
         strides = BLOCK * np.diff(self.blocks)[lists]
         firsts = BLOCK * self.n_columns * self.blocks[lists] + positions - self.offsets[lists]
-        return self._unpacked(self.columns[firsts + strides * np.arange(self.n_columns)[:, None]])
-
-    def rows(self):
-        """Codes of all positions."""
-        codes = np.empty((self.offsets[-1], self.n_subspaces), dtype=self.columns.dtype)
-        for number, (start, stop) in enumerate(pairwise(self.offsets)):
-            codes[start:stop] = self.of_list(number, slice(start, stop))
-        return codes
+        return firsts + strides * np.arange(self.n_columns)[:, None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -297,26 +304,31 @@ class CodedLists:
 
     coding: Coding
     codes: ListCodes
-    ids: np.ndarray  # (n_rows,) int32, row numbers
-    terms: np.ndarray | None  # (n_rows,) float32, of Coding.encode
+    ids: np.ndarray  # (n_places,) int32, row numbers
+    terms: np.ndarray | None  # (n_places,) float32, of Coding.encode
     strays: np.ndarray  # positions of rows that are evaluated, not scored
-    allowed: np.ndarray | None = None  # (n_rows,) uint8, whether a row may be found by its score
+    allowed: np.ndarray | None = None  # (n_places,) uint8, whether a row may be found by its score
 
     @classmethod
     def of(cls, coding, lists):
         """Of InvertedLists; None where the kernel cannot serve."""
-        can_serve = _kernels.NATIVE and len(lists.ids) and lists.ids.dtype == np.int32
+        can_serve = _kernels.NATIVE and lists.n_rows and lists.ids.dtype == np.int32
         if not (can_serve and coding.features[-1] <= WIDEST and 1e-100 < coding.unit < 1e100):
             return None
         if not coding.reach < np.finfo(coding.codebooks.dtype).max:
             return None
         codes, terms = lists.rows["codes"], lists.rows.get("terms")
-        strays, allowed = np.empty(0, dtype=np.intp), None
+        strays, allowed = np.empty(0, dtype=np.intp), lists.live
         if coding.metric.is_cosine:  # the few rows whose terms would make all scores coarse
-            is_stray = terms > LARGEST_TERM * np.median(terms)
+            is_stray = terms > LARGEST_TERM * np.median(terms[lists.taken])
+            if lists.live is not None:
+                is_stray &= lists.live
             if is_stray.any():
-                strays, allowed = np.flatnonzero(is_stray), (~is_stray).astype(np.uint8)
-        return cls(coding, codes, lists.ids, terms, strays, allowed)
+                strays = np.flatnonzero(is_stray)
+                allowed = ~is_stray if allowed is None else allowed & ~is_stray
+        return cls(
+            coding, codes, lists.ids, terms, strays, allowed if allowed is None else allowed.astype(np.uint8)
+        )
 
     @property
     def metric(self):

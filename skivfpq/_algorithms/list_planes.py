@@ -30,9 +30,9 @@ class ListPlanes:
     """
 
     metric: str  # "distance", "cosine" or "product"
-    vectors: np.ndarray  # (n_rows, n_features) as they are kept
+    vectors: np.ndarray  # (n_places, n_features) as they are kept
     offsets: np.ndarray  # (n_lists + 1,) where each list starts
-    ids: np.ndarray  # (n_rows,) int32, row numbers
+    ids: np.ndarray  # (n_places,) int32, row numbers, -1 where there is no row
     codes: np.ndarray  # (n_blocks, units, 16, 4) uint8
     blocks: np.ndarray  # (n_lists + 1,) the first block of each list
     terms: np.ndarray  # (n_blocks, 16) int32, half of |a|^2, in the unit of scores
@@ -46,9 +46,8 @@ class ListPlanes:
     quantizer: object  # Levels or Bytes, for rows to come
     fine: tuple | None = None  # int16 points, of pack_fine
     head: object = None  # the Embedding that points are of, of centers alone; None: all features
-    odd: np.ndarray | None = (
-        None  # (n_rows / 8,) uint8, of Bytes: a bit for each term, whether it lost a half
-    )
+    odd: np.ndarray | None = None  # (n_places / 8,) uint8, of Bytes: a bit for each term that lost a half
+    n_first_strays: int = 0  # when all were packed
 
     @property
     def nbytes(self):
@@ -64,50 +63,47 @@ class ListPlanes:
         """The planes in which only allowed rows, a mask over positions, are found."""
         terms = self.terms.copy()
         terms.reshape(-1)[_places(self.offsets, self.blocks)[~allowed]] = ABSENT
-        strays = self.strays[allowed[self.strays]]
-        return replace(self, terms=terms, strays=strays, stray_offsets=np.searchsorted(strays, self.offsets))
+        return replace(self._with_strays(self.strays[allowed[self.strays]]), terms=terms)
 
-    def updated(self, metric, vectors, offsets, ids, changed):
-        """Planes after some lists changed, (n_lists,) bool: those alone are packed; None if all must be."""
-        sizes = np.diff(offsets)
-        rows = np.flatnonzero(np.repeat(changed, sizes))
-        if not _can_serve(vectors, ids):
-            return None
-        old_lists, new_lists = np.flatnonzero(~changed), np.flatnonzero(changed)
-        first_blocks = first_blocks_of(offsets)
-        codes = aligned((first_blocks[-1], *self.codes.shape[1:]))
-        terms = np.empty((first_blocks[-1], BLOCK), dtype=np.int32)
-        strays, error, longest, odd = [], self.error, self.longest, self.odd
-        _copy_lists(self, old_lists, old_lists, offsets, first_blocks, codes, terms, strays)
-        if len(rows):
-            own = np.concatenate([[0], np.cumsum(sizes[changed])])
-            part = _pack(metric, vectors[rows], own, ids[rows], self.quantizer, 1)
-            _copy_lists(
-                part, np.arange(len(new_lists)), new_lists, offsets, first_blocks, codes, terms, strays
-            )
-            error, longest = max(error, part.error), max(longest, part.longest)
+    def adding(self, metric, ids, positions):
+        """Planes with rows that were written to free positions; None if all are to be packed anew.
+
+        ids : (n_places,) row numbers, those of the new ones included
+        """
+        own = np.array([0, len(positions)])
+        part = _pack(metric, self.vectors[positions], own, ids[positions], self.quantizer, 1)
+        places, inside = self._places_of(positions), np.arange(len(positions))
+        self.codes[places // BLOCK, :, places % BLOCK] = part.codes[inside // BLOCK, :, inside % BLOCK]
+        terms = self.terms.copy()
+        terms.reshape(-1)[places] = part.terms.reshape(-1)[inside]
+        strays = np.sort(np.concatenate([self.strays, positions[part.strays]]))
+        if len(strays) > self.n_first_strays + MOST_STRAYS * len(ids):
+            return None  # the scale has become too small
+        odd = None if self.odd is None else _bits(self)
         if odd is not None:
-            bits = np.empty(len(ids), dtype=bool)
-            bits[np.repeat(~changed, sizes)] = _bits(self)[np.repeat(~changed, np.diff(self.offsets))]
-            bits[rows] = _bits(part) if len(rows) else False
-            odd = np.packbits(bits, bitorder="little")
-        strays = np.sort(np.concatenate(strays))
-        if len(strays) > len(self.strays) + MOST_STRAYS * len(ids):
-            return None  # their scale has become too small
+            odd[positions] = _bits(part)
         return replace(
-            self,
-            vectors=vectors,
-            offsets=offsets,
+            self._with_strays(strays),
             ids=ids,
-            codes=codes,
-            blocks=first_blocks,
             terms=terms,
-            strays=strays,
-            stray_offsets=np.searchsorted(strays, offsets),
-            error=error,
-            longest=longest,
-            odd=odd,
+            error=max(self.error, part.error),
+            longest=max(self.longest, part.longest),
+            odd=None if odd is None else np.packbits(odd, bitorder="little"),
         )
+
+    def without(self, ids, positions):
+        """Planes in which the rows at some positions are not found any more."""
+        terms = self.terms.copy()
+        terms.reshape(-1)[self._places_of(positions)] = ABSENT
+        return replace(self._with_strays(np.setdiff1d(self.strays, positions)), ids=ids, terms=terms)
+
+    def _with_strays(self, strays):
+        return replace(self, strays=strays, stray_offsets=np.searchsorted(strays, self.offsets))
+
+    def _places_of(self, positions):
+        """Where positions stand in the blocks, as numbers of places."""
+        lists = np.searchsorted(self.offsets, positions, side="right") - 1
+        return BLOCK * self.blocks[lists] + positions - self.offsets[lists]
 
     def search(self, queries, probes, k, n_threads):
         """The k nearest rows of each query in the lists that it probes, (n_queries, n_probes), -1 for none.
@@ -201,11 +197,13 @@ def pack_lists(metric, vectors, offsets, ids, n_threads=1, head=None):
     """Planes of vectors (n_rows, n_features), list by list; None where int8 points cannot serve.
 
     metric : search.Metric
+    ids : (n_places,) row numbers, -1 where there is no row
     head : Embedding that the points are of, or None for all features
     """
     if not _can_serve(vectors, ids):
         return None
-    sample = _rows(metric, vectors[blocks.evenly(len(vectors), SCALED)])
+    live = np.flatnonzero(ids >= 0)
+    sample = _rows(metric, vectors[live[blocks.evenly(len(live), SCALED)]])
     quantizer = Levels.of(sample, head) if head else Bytes.of(sample) or Levels.of(sample)
     if not 1e-15 < quantizer.scale < 1e15:
         return None
@@ -217,9 +215,10 @@ def _pack(metric, vectors, offsets, ids, quantizer, n_threads):
     places = _places(offsets, first_blocks)
     codes, sq_norms, errors = _pack_points(metric, vectors, places, first_blocks[-1], quantizer, n_threads)
 
-    is_stray = ~np.isfinite(errors)
+    is_live = ids >= 0
+    is_stray = ~np.isfinite(errors) & is_live
     if metric.is_cosine:
-        is_stray |= ~vectors.any(axis=1)  # their key is 1 whatever their point
+        is_stray |= ~vectors.any(axis=1) & is_live  # their key is 1 whatever their point
     query_scale = quantizer.scale / _kernels.native.query_levels(4 * codes.shape[1])
     terms = np.full(len(codes) * BLOCK, ABSENT, dtype=np.int32)
     odd = None
@@ -228,7 +227,8 @@ def _pack(metric, vectors, offsets, ids, quantizer, n_threads):
     else:
         terms[places], rests = np.divmod(quantizer.scale / query_scale * sq_norms, 2)
         odd = np.packbits(rests > 0, bitorder="little") if isinstance(quantizer, Bytes) else None
-    terms[places[is_stray]] = ABSENT
+    is_scored = is_live & ~is_stray
+    terms[places[~is_scored]] = ABSENT
     strays = np.flatnonzero(is_stray)
     return ListPlanes(
         kernel_name(metric),
@@ -243,38 +243,22 @@ def _pack(metric, vectors, offsets, ids, quantizer, n_threads):
         quantizer.origin,
         quantizer.scale,
         query_scale,
-        float(errors[~is_stray].max(initial=0)),
-        float(quantizer.scale * np.sqrt(sq_norms[~is_stray].max(initial=0))) * (1 + 1e-9),
+        float(errors[is_scored].max(initial=0)),
+        float(quantizer.scale * np.sqrt(sq_norms[is_scored].max(initial=0))) * (1 + 1e-9),
         quantizer,
         odd=odd,
+        n_first_strays=len(strays),
     )
 
 
 def _bits(planes):
-    """Which terms have lost a half, (n_rows,) bool."""
+    """Which terms have lost a half, (n_places,) bool."""
     return np.unpackbits(planes.odd, count=len(planes.ids), bitorder="little").astype(bool)
 
 
 def first_blocks_of(offsets):
     """The first block of each list, (n_lists + 1,)."""
     return np.concatenate([[0], np.cumsum(-(-np.diff(offsets) // BLOCK))])
-
-
-def _copy_lists(planes, lists, new_lists, offsets, first_blocks, codes, terms, strays):
-    """Blocks of some lists of planes to where other planes have them; their strays, a new array of positions.
-
-    codes, terms : INOUT of the other planes, strays : INOUT list
-    """
-    counts = np.diff(planes.blocks)[lists]
-    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    source = np.repeat(planes.blocks[lists], counts) + within
-    target = np.repeat(first_blocks[new_lists], counts) + within
-    codes[target], terms[target] = planes.codes[source], planes.terms[source]
-    numbers = np.full(len(planes.blocks) - 1, -1)
-    numbers[lists] = new_lists
-    own = np.searchsorted(planes.offsets, planes.strays, side="right") - 1
-    kept = numbers[own] >= 0
-    strays.append((planes.strays - planes.offsets[own])[kept] + offsets[numbers[own[kept]]])
 
 
 def _pack_points(metric, vectors, places, n_blocks, quantizer, n_threads):
