@@ -531,15 +531,17 @@ def test_quantize_end_to_end_with_whatever_is_installed(tmp_path, vectors):
 def test_search_end_to_end(tmp_path, rng):
     np.save(tmp_path / "vectors.npy", rng.standard_normal((600, 8)).astype(np.float32))
     out = tmp_path / "out.json"
-    options = "--peers none --queries 30 --n-neighbors 5 --recalls .8 1 --tasks flat pq exact --repeats 1"
+    options = (
+        "--peers none --queries 30 --n-neighbors 5 --recalls .8 1 --tasks flat pq exact changes --repeats 1"
+    )
     printed = run("search", "--data", tmp_path / "vectors.npy", "--json", out, *options.split())
     document = json.loads(out.read_text())
     assert document["failed_checks"] == []
     assert "iterations" not in document["arguments"]
     assert str(tmp_path) not in out.read_text()
     tasks = [section["task"] for section in document["sections"]]
-    assert tasks == ["indexes", "flat", "flat", "pq", "pq", "exact"]
-    indexes, low, high, pq, _, exact = document["sections"]
+    assert tasks == ["indexes", "flat", "flat", "pq", "pq", "exact", "changes"]
+    indexes, low, high, pq, _, exact, changes = document["sections"]
     assert [one["configuration"] for one in indexes["configurations"]] == [
         "n_lists=auto",
         "n_lists=7",
@@ -557,6 +559,9 @@ def test_search_end_to_end(tmp_path, rng):
             assert min(record[phase]["ratio"] for record in section["records"]) == 1
     assert pq["records"][0]["setting"] == "n_probes=4"
     assert [record["recall"] for record in exact["records"]] == [1, 1]
+    assert set(changes["records"][0]["rounds"][0]) == {"a row", "many rows", "removing them"}
+    assert changes["records"][0]["a row"]["ratio"] == 1
+    assert "10 rows added to 570 and removed, ms" in printed.stdout
     assert "indexes, 570 rows, 30 queries" in printed.stdout
     assert "recall@5 of 0.8" in printed.stdout
 

@@ -485,9 +485,10 @@ def test_rows_move_together_when_many_were_removed():
     assert_array_equal(indices, places + 60)
 
 
-def test_added_rows_are_filed_like_the_first():
+@pytest.mark.parametrize("metric", ["euclidean", "inner_product"])
+def test_added_rows_are_filed_like_the_first(metric):
     X, _ = data("float64")
-    index = IVFIndex(13, random_state=0).fit(X)
+    index = IVFIndex(13, metric=metric, random_state=0).fit(X)
     assert_array_equal(index.labels_, index.predict(X))
     centers = index.coarse_quantizer_.cluster_centers_
     assert_array_equal(index.labels_, np.square(X[:, None] - centers).sum(axis=-1).argmin(axis=1))

@@ -389,6 +389,18 @@ def test_lists_are_ranked_by_exact_distance(instruction_set, rng):
     assert_array_equal(ranked, nearest_rows(nearness, queries, centers, 90)[1])
 
 
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("n_rows", [40, 5000])  # by points of the centers, and as k-means does
+def test_rows_are_filed_under_the_nearest_list(instruction_set, case, n_rows, rng):
+    X = rows_of(case, (300, 13), np.float64, rng)
+    index = IVFIndex(20, 1, random_state=0).fit(X)
+    centers = index.coarse_quantizer_.cluster_centers_
+    rows = np.concatenate([X[:20], (centers[:10] + centers[1:11]) / 2, 1e30 * X[:5], 1e100 + X[:5]])
+    rows = np.resize(rows, (n_rows, 13))
+    sq_distances = np.square(rows[:, None] - centers).sum(axis=2)
+    assert_array_equal(index.predict(rows), sq_distances.argmin(axis=1))
+
+
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("subset", [False, True])
 def test_an_index_finds_what_the_reference_kernels_find(instruction_set, metric, subset, monkeypatch, rng):

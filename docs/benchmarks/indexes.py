@@ -17,6 +17,7 @@ class Index:
     name = ""  # of the configuration, in tables
     parameter = ""  # swept from start to cap; "" if there is none
     start = cap = 1
+    removes = False  # whether rows can be removed
     second = ""  # another parameter, which takes each of the variants
     variants = (None,)
 
@@ -41,7 +42,7 @@ class Index:
 class Skivfpq(Index):
     """IVFIndex over vectors, or over codes."""
 
-    parameter = "n_probes"
+    parameter, removes = "n_probes", True
 
     def __init__(self, n_lists="auto", n_subspaces=None, n_bits=8):
         self.n_lists, self.n_subspaces, self.n_bits = n_lists, n_subspaces, n_bits
@@ -72,6 +73,15 @@ class Skivfpq(Index):
     def batch(self, Q, k):
         """Row numbers."""
         return self.index.kneighbors(Q, k, n_probes=self.n_probes)[1]
+
+    def add(self, rows):
+        """Their numbers."""
+        self.index.partial_fit(rows)
+        return np.arange(self.index.n_samples_fit_ - len(rows), self.index.n_samples_fit_)
+
+    def remove(self, numbers):
+        """Rows of these numbers."""
+        self.index.remove(numbers)
 
     def bytes_per_vector(self):
         """As the index says."""
@@ -118,6 +128,7 @@ class Faiss(Index):
     def __init__(self, description, parameter="", *, start=1, cap=1, second="", variants=(None,)):
         self.name, self.parameter, self.start, self.cap = description, parameter, start, cap
         self.second, self.variants = second, variants
+        self.removes = description.startswith("IVF")
 
     def build(self, X, threads):
         """Train and add."""
@@ -127,6 +138,7 @@ class Faiss(Index):
         self.index = faiss.index_factory(X.shape[1], self.name)
         self.index.train(X)
         self.index.add(X)
+        self.n_added = len(X)
         self.space = faiss.ParameterSpace()
 
     def limit(self, threads):
@@ -144,6 +156,20 @@ class Faiss(Index):
     def batch(self, Q, k):
         """Row numbers."""
         return self.index.search(Q, k)[1]
+
+    def add(self, rows):
+        """Their numbers; given where rows may be removed, since it counts those that it holds."""
+        numbers = np.arange(self.n_added, self.n_added + len(rows))
+        self.n_added += len(rows)
+        if self.removes:
+            self.index.add_with_ids(rows, numbers)
+        else:
+            self.index.add(rows)
+        return numbers
+
+    def remove(self, numbers):
+        """Rows of these numbers."""
+        self.index.remove_ids(numbers)
 
     def bytes_per_vector(self):
         """Of the index as it would be written."""
@@ -182,7 +208,7 @@ class FaissWithOurCodebooks(Faiss):
 class Hnswlib(Index):
     """hnswlib.Index."""
 
-    name, parameter, cap = "M=16, ef_construction=200", "ef", WIDEST
+    name, parameter, cap, removes = "M=16, ef_construction=200", "ef", WIDEST, True
 
     def __init__(self, k):
         self.start = k
@@ -206,6 +232,20 @@ class Hnswlib(Index):
     def batch(self, Q, k):
         """Row numbers."""
         return self.index.knn_query(Q, k)[0]
+
+    def add(self, rows):
+        """Their numbers; when it is full, it gets room for an eighth more."""
+        first = self.index.get_current_count()
+        if first + len(rows) > self.index.get_max_elements():
+            self.index.resize_index(first + len(rows) + first // 8)
+        numbers = np.arange(first, first + len(rows))
+        self.index.add_items(rows, numbers)
+        return numbers
+
+    def remove(self, numbers):
+        """Rows of these numbers: they are passed through, and not returned."""
+        for number in numbers:
+            self.index.mark_deleted(number)
 
     def bytes_per_vector(self):
         """Of the index as it would be written."""

@@ -22,10 +22,12 @@ from threadpoolctl import threadpool_limits
 
 PEERS = SEARCH_PEERS
 ABILITIES = ("indexes",)
-TASKS = ("flat", "pq", "exact")
+TASKS = ("flat", "pq", "exact", "changes")
 DEFAULT_TASKS = ("flat",)
 BATCH, SINGLES = "batch", "one by one"  # phases of a run
 N_SINGLES = 500  # queries one by one, at most
+ADD_ONE, ADD_MANY, REMOVE = "a row", "many rows", "removing them"  # phases of a run of the task changes
+N_ONE, N_MANY = 20, 1000  # rows that it adds, at most
 CHECKED_QUERIES = 50
 PROBES = (4, 16, 64)  # of the task pq
 BLOCK = 4096  # rows or queries whose differences are held at a time
@@ -322,7 +324,66 @@ def exact(args, _data, problem, configurations, report, builds, failed):
     compare(args, problem, chosen, report, title, {"task": "exact"}, lines, failed)
 
 
-TASK_FUNCTIONS = {"flat": flat, "pq": codes, "exact": exact}
+def timed_changes(problem, index, stopwatch, _number):
+    """One run: rows added one by one, and many together, those removed where that can be done.
+
+    Returns row numbers found for some of the many, before and after, and their own.
+    """
+    rows = problem.Q[: N_ONE + N_MANY]
+    looked_up = rows[N_ONE:][:CHECKED_QUERIES]
+    index.limit(problem.threads)
+    with stopwatch(ADD_ONE):
+        for row in rows[:N_ONE]:
+            index.add(row[None])
+    with stopwatch(ADD_MANY):
+        numbers = index.add(rows[N_ONE:])
+    before, after = index.batch(looked_up, 1)[:, 0], None
+    if index.removes:
+        with stopwatch(REMOVE):
+            index.remove(numbers)
+        after = index.batch(looked_up, 1)[:, 0]
+    return before, after, numbers[: len(looked_up)]
+
+
+def changes(args, _data, problem, configurations, report, builds, failed):
+    """Rows added and removed."""
+    say("adding and removing rows")
+    runners = {one.peer: partial(timed_changes, problem, one.index) for one in configurations}
+    records = first_runs(runners)
+    run_rounds(runners, records, args.repeats, slow=args.slow)
+    before, after, numbers = records[OURS].result
+    if not np.isin(numbers, before).all() or np.isin(numbers, after).any():
+        failed = [*failed, "skivfpq does not find rows that were added, or finds those that were removed"]
+    n_many = min(len(problem.Q) - N_ONE, N_MANY)
+    timed = []
+    for one in configurations:
+        record, fact = records[one.peer], one.describe()
+        for phase, n_rows in ((ADD_ONE, min(N_ONE, len(problem.Q))), (ADD_MANY, 1), (REMOVE, 1)):
+            if not record.failure and phase in record.first:
+                fact[phase] = spread([seconds / n_rows for seconds in record.seconds(phase)])
+                fact[phase]["ratio"] = ratio(record.seconds(phase), records[OURS].seconds(phase))
+        timed.append({**record.describe(), **fact})
+    report.section(
+        f"{n_many:,} rows added to {len(problem.X):,} and removed, ms",
+        ("peer", "configuration", "build s", "ratio")
+        + tuple(title for phase in (ADD_ONE, ADD_MANY, REMOVE) for title in (phase, "ratio")),
+        [change_cells(fact, timed[0]["build_seconds"]) for fact in timed],
+        notes({record.peer: record for record in [*builds, *records.values()]}, failed),
+        {"task": "changes", "failed_checks": failed, "records": timed},
+    )
+
+
+def change_cells(fact, our_build):
+    """Cells of a peer."""
+    cells = [fact["peer"], fact["configuration"], number(fact["build_seconds"])]
+    cells.append(number(fact["build_seconds"] / our_build))
+    for phase in (ADD_ONE, ADD_MANY, REMOVE):
+        known = fact.get(phase)
+        cells += [number(1e3 * known["median"]), f"{known['ratio']:.2f}"] if known else ["-", "-"]
+    return tuple(cells)
+
+
+TASK_FUNCTIONS = {"flat": flat, "pq": codes, "exact": exact, "changes": changes}
 
 
 def compare(args, problem, chosen, report, title, facts, lines, failed):

@@ -93,6 +93,7 @@ SEARCH_PEERS = [
             "flat": flat_skivfpq,
             "pq": pq_skivfpq,
             "exact": lambda problem: [SkivfpqAll(), SkivfpqExact()],
+            "changes": lambda problem: [Skivfpq(list_count(problem))],
         },
     ),
     Peer(
@@ -100,7 +101,14 @@ SEARCH_PEERS = [
         "faiss-cpu",
         "faiss",
         "IndexIVFFlat, IndexIVFPQ, IndexFlatL2; it chooses its instructions, FAISS_SIMD_LEVEL sets them",
-        indexes={"flat": flat_faiss, "pq": pq_faiss, "exact": lambda problem: [Faiss("Flat")]},
+        indexes={
+            "flat": flat_faiss,
+            "pq": pq_faiss,
+            "exact": lambda problem: [Faiss("Flat")],
+            "changes": lambda problem: [
+                Faiss(f"IVF{list_count(problem)},Flat", "nprobe", cap=list_count(problem))
+            ],
+        },
     ),
     Peer(
         "faiss-fastscan",
@@ -121,14 +129,17 @@ SEARCH_PEERS = [
         "faiss-cpu",
         "faiss",
         "HNSW32, efSearch swept",
-        indexes={"flat": lambda problem: [Faiss("HNSW32", "efSearch", start=problem.k, cap=WIDEST)]},
+        indexes={
+            task: lambda problem: [Faiss("HNSW32", "efSearch", start=problem.k, cap=WIDEST)]
+            for task in ("flat", "changes")
+        },
     ),
     Peer(
         "hnswlib",
         "hnswlib",
         "hnswlib",
         "M=16, ef_construction=200, ef swept",
-        indexes={"flat": lambda problem: [Hnswlib(problem.k)]},
+        indexes={task: lambda problem: [Hnswlib(problem.k)] for task in ("flat", "changes")},
     ),
     Peer(
         "usearch",

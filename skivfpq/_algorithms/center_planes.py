@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from skivfpq import _kernels
+from skivfpq._algorithms.blocks import run_tasks
 from skivfpq._algorithms.list_planes import exact_rows, over_queries, pack_lists
 from skivfpq._algorithms.planes import (
     LONG,
@@ -22,6 +23,7 @@ MEASURING = 24  # times the time of scoring a feature of a center
 WORTHWHILE = 0.6  # of the work with all features
 ROUNDED = 0.0225  # of their length: what int8 points of centers and queries are off by together
 QUERIES = 64  # rows that stand for queries to come
+ROWS_PER_TASK = 256  # at least, to find the nearest centers of
 
 
 class CenterPlanes:
@@ -59,6 +61,19 @@ class CenterPlanes:
             )
 
         return over_queries(search, queries, k, n_threads, n_probes)
+
+    def nearest(self, rows, n_threads):
+        """The nearest center of each row, (n_rows,) int32, the lowest on ties; -1 where it cannot serve."""
+        rows = np.ascontiguousarray(rows)
+        labels, unserved = np.full((len(rows), 1), -1, dtype=np.int32), np.ones(len(rows), dtype=np.uint8)
+
+        def find(some):
+            _kernels.native.nearest_lists(self.planes.packed, rows[some], labels[some], unserved[some])
+
+        if self.planes is not None and len(rows):
+            run_tasks(find, len(rows), len(rows) // ROWS_PER_TASK, n_threads, multiple=1)
+        labels[unserved != 0] = -1
+        return labels[:, 0]
 
     def ranked(self, queries, n_threads):
         """All lists, nearest first, (n_queries, n_lists)."""

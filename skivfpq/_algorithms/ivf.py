@@ -34,6 +34,7 @@ from skivfpq._algorithms.search import (
 )
 from skivfpq._kernels import row_blocks, row_norms
 
+FEW_ROWS = 4096  # that are not packed, as k-means does, to find their lists
 NEAREST_WITHIN = 32, 8192  # neighbours that are looked for within a radius: at first, and at most
 
 
@@ -69,7 +70,14 @@ class InvertedFile:
 
     def nearest_list(self, metric_rows, n_threads):
         """The list of each row, (n_rows,) int32."""
-        return nearest_centers(metric_rows, self.centers, n_threads)[0]
+        packed = self._packed.get(("centers", instruction_set()))
+        if packed is None or self.metric.is_product or len(metric_rows) > FEW_ROWS:
+            return nearest_centers(metric_rows, self.centers, n_threads)[0]
+        labels = packed.nearest(metric_rows, n_threads)
+        left = np.flatnonzero(labels < 0)
+        if len(left):
+            labels[left] = nearest_centers(metric_rows[left], self.centers, n_threads)[0]
+        return labels
 
     # ---- filing
 
