@@ -9,12 +9,12 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
+from skivfpq._algorithms.assignment import nearest_labels
 from skivfpq._algorithms.blocks import as_float_rows, effective_n_jobs
 from skivfpq._algorithms.inverted_lists import InvertedLists
 from skivfpq._algorithms.ivf import InvertedFile, without_self
 from skivfpq._algorithms.list_codes import Coding
 from skivfpq._algorithms.list_planes import FEW_QUERIES
-from skivfpq._algorithms.planes import nearest_centers
 from skivfpq._algorithms.probes import choose_probes, hold_out, true_neighbors
 from skivfpq._algorithms.search import Metric
 from skivfpq._algorithms.seeding import too_few_distinct_rows
@@ -320,7 +320,7 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         size = len(training) if is_share else quantizer._training_size(len(training))
         rows = _metric_rows(metric, X, _sample(training, size, rng))
         if self.by_residual:
-            labels, _ = nearest_centers(rows, centers, effective_n_jobs(self.n_jobs))
+            labels = nearest_labels(rows, centers, effective_n_jobs(self.n_jobs))
             rows = (rows - centers[labels]).astype(rows.dtype)
         quantizer.fit(rows)
         self._report(f"{quantizer.n_subspaces_} codebooks trained on {len(rows)} rows.")
@@ -446,8 +446,8 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             A number is out of range, or its row was removed.
         """
         check_is_fitted(self)
-        lists = self._file.lists
-        return self._file.kept_rows(lists.positions[_check_live("indices", indices, lists)])
+        file = self._file  # one, since another thread may change the index
+        return file.kept_rows(file.lists.positions[_check_live("indices", indices, file.lists)])
 
     # --------------------------------------------------------------------------------- searching
 
@@ -825,13 +825,14 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     @property
     def list_sizes_(self):
         """Rows in each list, (n_lists_,)."""
-        return self._lists.sizes
+        return self._lists.sizes.copy()
 
     @property
     def bytes_per_vector_(self):
         """Bytes kept for each row."""
         check_is_fitted(self)
-        return self._file.nbytes / max(1, self._file.lists.n_rows)
+        file = self._file
+        return file.nbytes / max(1, file.lists.n_rows)
 
     def _report(self, message):
         if self.verbose:

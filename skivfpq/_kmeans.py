@@ -9,9 +9,9 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_array
 from sklearn.utils.validation import check_is_fitted
 
+from skivfpq._algorithms.assignment import nearest_centers, nearest_labels
 from skivfpq._algorithms.blocks import effective_n_jobs
 from skivfpq._algorithms.lloyd import MemoryStep, lloyd, scaled_tolerance
-from skivfpq._algorithms.planes import nearest_centers
 from skivfpq._algorithms.seeding import SAME, kmeans_plusplus, random_rows, too_few_distinct_rows
 from skivfpq._kernels import dense_rows, is_zero_row, sq_distance_matrix, unit_rows
 from skivfpq._sklearn_private import (
@@ -325,12 +325,11 @@ default="k-means++"
         labels : ndarray of shape (n_samples,), int32
             Row numbers of ``cluster_centers_``, the lowest on ties.
         """
-        return self._assign(X)[1]
+        return nearest_labels(self._rows(X), self.cluster_centers_, effective_n_jobs(self.n_jobs))
 
-    def _assign(self, X):
+    def _rows(self, X):
         check_is_fitted(self)
-        X = self._metric_rows(validate_rows(self, X, accept_sparse=True))
-        return X, *nearest_centers(X, self.cluster_centers_, effective_n_jobs(self.n_jobs))
+        return self._metric_rows(validate_rows(self, X, accept_sparse=True))
 
     def transform(self, X):
         """Distance of each row to each center.
@@ -345,8 +344,7 @@ default="k-means++"
         distances : ndarray of shape (n_samples, n_clusters)
             Euclidean (not squared) or cosine distances, in the dtype of the rows.
         """
-        check_is_fitted(self)
-        X = self._metric_rows(validate_rows(self, X, accept_sparse=True))
+        X = self._rows(X)
         distances = np.empty((X.shape[0], len(self.cluster_centers_)))
         sq_distance_matrix(X, self.cluster_centers_.astype(np.float64), distances)
         if self.metric == "euclidean":
@@ -370,7 +368,8 @@ default="k-means++"
         score : float
             Higher is better; it grows with n_clusters.
         """
-        X, _, sq_distances = self._assign(X)
+        X = self._rows(X)
+        _, sq_distances = nearest_centers(X, self.cluster_centers_, effective_n_jobs(self.n_jobs))
         weights = check_sample_weight(sample_weight, X)
         return -float((weights * self._distances(X, sq_distances)).sum())
 

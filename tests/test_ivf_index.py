@@ -20,7 +20,14 @@ from sklearn.neighbors import KNeighborsClassifier, KNeighborsTransformer, Neare
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from skivfpq import IVFIndex, LloydKMeans, ProductQuantizer, _kernels, exact_neighbors, neighbors_recall
+from skivfpq import (
+    IVFIndex,
+    LloydKMeans,
+    ProductQuantizer,
+    _kernels,
+    exact_neighbors,
+    neighbors_recall,
+)
 from skivfpq._algorithms import ivf
 
 # 512 codewords are more than some of these tests have rows
@@ -470,6 +477,45 @@ def test_copies_of_an_index_do_not_share_added_rows():
         assert_array_equal(own.reconstruct(np.arange(200, 205)), added)
         expected = exact_neighbors(queries, np.concatenate([X[:200], added]), 6)
         assert_array_equal(own.kneighbors(queries, 6), expected)
+
+
+class ChangedOnce(IVFIndex):
+    """Rows come, as from another thread, just after the index was first looked at."""
+
+    new = None
+
+    def __getattribute__(self, name):
+        value = super().__getattribute__(name)
+        if name == "_file" and self.new is not None:
+            new, self.new = self.new, None
+            self.partial_fit(new)  # which moves all rows
+        return value
+
+
+def test_rows_are_reconstructed_from_one_state_of_the_index():
+    X, _ = data("float32")
+    index = ChangedOnce(5, 5, random_state=0).fit(X[:200])
+    index.new = X[200:210]
+    assert_array_equal(index.reconstruct(np.arange(200)), X[:200])
+    assert index.n_samples_fit_ == 210
+
+
+def test_list_sizes_are_a_copy():
+    X, _ = data("float32")
+    index = IVFIndex(5, 5, random_state=0).fit(X)
+    index.list_sizes_[:] += 1
+    assert index.list_sizes_.sum() == len(index.labels_) == len(X)
+
+
+@pytest.mark.skipif(not _kernels.NATIVE, reason="kernels that are compiled only")
+def test_removed_rows_near_zero_do_not_make_scores_coarse():
+    X, _ = data("float32")
+    X[:8] = 0
+    fine = ProductQuantizer(4, 8, random_state=0)
+    index = IVFIndex(5, 5, metric="cosine", fine_quantizer=fine, by_residual=False, random_state=0).fit(X)
+    before = index._file.planes()[1].largest_term
+    index.remove(np.arange(8))
+    assert index._file.planes()[1].largest_term <= before
 
 
 def test_rows_move_together_when_many_were_removed():

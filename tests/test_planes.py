@@ -7,7 +7,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from skivfpq import LloydKMeans, _kernels
-from skivfpq._algorithms import blocks, lloyd, planes, seeding
+from skivfpq._algorithms import assignment, blocks, lloyd, planes, seeding
 
 pytestmark = pytest.mark.skipif(not _kernels.NATIVE, reason="the scan is compiled only")
 
@@ -151,6 +151,30 @@ def test_labels_are_those_of_differences(instruction_set, monkeypatch, case, dty
         find(search, centers, labels, sq_distances)
         assert_array_equal(labels, expected)
         assert_array_equal(sq_distances, expected_sq_distances)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("pays", ["always", "as judged", "never"])
+def test_rows_that_come_once_go_by_points_of_the_centers(instruction_set, monkeypatch, case, dtype, pays):
+    X, expected_steps = cached_steps(case, (300, 45, 70), dtype)
+    asked, nearest = [], assignment.CenterPlanes.nearest
+    monkeypatch.setattr(assignment, "WORTHWHILE", 0)
+    monkeypatch.setattr(assignment, "LEAST_NS", 0)
+    monkeypatch.setattr(
+        assignment.CenterPlanes,
+        "nearest",
+        lambda self, rows, n: asked.append(len(rows)) or nearest(self, rows, n),
+    )
+    if pays != "as judged":
+        monkeypatch.setattr(blocks, "nearest_ns", lambda centers: 1e9 if pays == "always" else 0)
+    for centers, expected, expected_sq_distances in expected_steps:
+        asked.clear()
+        labels, sq_distances = assignment.nearest_centers(X, centers, 2)
+        assert_array_equal(labels, expected)
+        assert_array_equal(sq_distances, expected_sq_distances)
+        if pays != "as judged":
+            assert sum(asked) == (len(X) if pays == "always" else assignment.JUDGED_ROWS)
 
 
 @functools.cache

@@ -390,7 +390,7 @@ def test_lists_are_ranked_by_exact_distance(instruction_set, rng):
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("n_rows", [40, 5000])  # by points of the centers, and as k-means does
+@pytest.mark.parametrize("n_rows", [40, 40000])  # by points of the centers, and as k-means does
 def test_rows_are_filed_under_the_nearest_list(instruction_set, case, n_rows, rng):
     X = rows_of(case, (300, 13), np.float64, rng)
     index = IVFIndex(20, 1, random_state=0).fit(X)

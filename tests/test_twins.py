@@ -559,8 +559,9 @@ def test_tiles_and_what_is_nearest_by_them(instruction_set, case, dtype):
     native.pack_tiles(X, origin, scale, 0, cut, tiles, lengths)
     native.pack_tiles(X, origin, scale, cut, len(X), tiles, lengths)
     shifted = (X - origin) * scale
-    expected = np.full((shape[0] * height, 20), UNTOUCHED, dtype=np.float32)
+    expected = np.empty((shape[0] * height, 20), dtype=np.float32)
     expected[: len(X)] = -np.where(np.abs(shifted) < 2.0**60, shifted, 0)
+    expected[len(X) :] = expected[len(X) - 1]
     assert_array_equal(tiles, expected.reshape(shape[0], height, 20).transpose(0, 2, 1))
     assert_allclose(lengths, lengths_of(shifted), rtol=1e-14, atol=1e-160)
     centers = X[::9].astype(np.float64)

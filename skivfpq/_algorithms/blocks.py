@@ -13,7 +13,8 @@ from skivfpq import _kernels
 
 CACHED = 1 << 18  # bytes that stay in the second cache
 TILE_MULTIPLE = 48  # rows of a task start at a block of 16 rows and a tile of 8, 16 or 48
-ROWS_PER_TASK = 2048  # a native call packs the centers anew: below 1/1000 of its work at this height
+ROWS_PER_TASK = 2048  # a native call packs the centers anew: a fiftieth of its work at this height
+FEWEST_PER_TASK = 256  # rather than that a thread has nothing to do
 SAMPLE = 256  # rows whose mean stands for all rows'
 MOVED = 0.8  # moves by rows of a cluster, beyond which it is added up anew
 FEW = 0.25  # share of the rows, below which those that moved are read one by one
@@ -45,17 +46,18 @@ def _cpu_count(affinity, limit):
     return joblib.cpu_count()
 
 
-def nearest_centers(X, centers, n_threads=1, labels=None, sq_distances=None):
-    """Nearest center of every row: labels (n_samples,) int32 and sq_distances (n_samples,).
+def nearest_centers(X, centers, n_threads=1, labels=None, sq_distances=None, measures=True):
+    """Nearest center of every row: labels (n_samples,) int32, and sq_distances (n_samples,) if measured.
 
     The reference kernel runs in the caller's thread, since its matrix products bring their own.
     """
     centers = np.ascontiguousarray(centers, dtype=np.float64)
     labels = np.empty(X.shape[0], dtype=np.int32) if labels is None else labels
-    sq_distances = np.empty(X.shape[0]) if sq_distances is None else sq_distances
+    sq_distances = np.empty(X.shape[0]) if sq_distances is None and measures else sq_distances
 
     def assign(rows):
-        _kernels.nearest_centers(X[rows], centers, labels[rows], sq_distances[rows])
+        out = None if sq_distances is None else sq_distances[rows]
+        _kernels.nearest_centers(X[rows], centers, labels[rows], out)
 
     map_rows(assign, X.shape[0], n_threads if runs_native(X) else 1, nearest_ns(centers))
     return labels, sq_distances
@@ -159,7 +161,6 @@ class PackedRows:
         height = _kernels.native.tile_rows()
         self.origin, self.scale = origin_and_scale(X)
         self.tiles = np.empty((-(-len(X) // height), X.shape[1], height), dtype=np.float32)
-        self.tiles[len(X) // height :] = 0  # where the last one is not filled
         self.lengths = np.empty(len(X))
 
         def pack(rows):
@@ -207,8 +208,8 @@ def map_rows(function, n_rows, n_threads, row_ns):
 
     On one where rows, at about row_ns nanoseconds each, are done before others could be of use.
     """
-    worthwhile = n_rows * row_ns >= HANDING_NS
-    run_tasks(function, n_rows, min(4 * n_threads, n_rows // ROWS_PER_TASK) if worthwhile else 1, n_threads)
+    n_tasks = max(min(4 * n_threads, n_rows // ROWS_PER_TASK), min(n_threads, n_rows // FEWEST_PER_TASK))
+    run_tasks(function, n_rows, n_tasks if n_rows * row_ns >= HANDING_NS else 1, n_threads)
 
 
 def run_tasks(function, size, n_tasks, n_threads, multiple=TILE_MULTIPLE):

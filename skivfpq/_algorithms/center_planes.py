@@ -38,7 +38,7 @@ class CenterPlanes:
         self.nearness, self.centers = nearness, centers
         offsets, ids = np.array([0, n_lists]), np.arange(n_lists, dtype=np.int32)
         head = None if rows is None or nearness.is_product else head_of_centers(centers, rows, n_threads)
-        self.planes = pack_lists(nearness, centers, offsets, ids, head=head)
+        self.planes = pack_lists(nearness, centers, offsets, ids, head=head, whole=False)
         if self.planes is not None:
             fine = empty_fine(centers.shape)
             _kernels.native.pack_fine(centers, self.planes.origin, *fine)

@@ -1,5 +1,6 @@
 """Inverted lists: rows sorted by the list they belong to, one array for each thing kept of a row."""
 
+import threading
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -7,6 +8,7 @@ import numpy as np
 
 BLOCK = 16  # rows
 FREE = 8  # rows of a list that one more place is left free for, where rows were added to it
+CLAIMING = threading.Lock()  # copies of an index share places, and may be changed in different threads
 MOST_REMOVED = 0.25  # share of the places taken, beyond which rows move together
 
 
@@ -74,10 +76,11 @@ class InvertedLists:
         radii = self.radii.copy()
         np.maximum.at(radii, labels, lengths)
         counts = np.bincount(labels, minlength=len(self.sizes))
-        if not self._can_claim(counts):
+        with CLAIMING:
+            claimed = self._claim(counts)
+        if not claimed:
             return replace(self._moved(labels, rows, hold, roomy=self.n_rows > 0), radii=radii), None
         places = _in_lists(labels, counts, self.ends)
-        self.claims[:] += counts
         for name, array in rows.items():
             self.rows[name][places] = array
         ids = self.ids.copy()
@@ -86,11 +89,15 @@ class InvertedLists:
         sizes, ends = self.sizes + counts, self.ends + counts
         return replace(self, ids=ids, positions=positions, radii=radii, sizes=sizes, ends=ends), places
 
-    def _can_claim(self, counts):
-        """Whether so many rows of each list fit free places, which no other lists have taken."""
+    def _claim(self, counts):
+        """Take free places for so many rows of each list; False if they do not fit, or others took some."""
         if self.claims is None or len(self.positions) + counts.sum() > np.iinfo(self.ids.dtype).max:
             return False
-        return ((counts == 0) | ((self.claims == self.ends) & (self.ends + counts <= self.offsets[1:]))).all()
+        is_free = (self.claims == self.ends) & (self.ends + counts <= self.offsets[1:])
+        if not (is_free | (counts == 0)).all():
+            return False
+        self.claims[:] += counts
+        return True
 
     def remove(self, numbers, hold):
         """Lists without the rows of these numbers, the others keep theirs; and whether those have moved."""

@@ -10,6 +10,7 @@ from itertools import pairwise
 import numpy as np
 
 from skivfpq import _kernels
+from skivfpq._algorithms.assignment import MOST_ROWS, nearest_labels
 from skivfpq._algorithms.blocks import as_float_rows, row_sq_distances
 from skivfpq._algorithms.center_planes import QUERIES, CenterPlanes
 from skivfpq._algorithms.codebooks import rotate
@@ -21,7 +22,6 @@ from skivfpq._algorithms.list_planes import (
     pack_lists,
     rank_rows,
 )
-from skivfpq._algorithms.planes import nearest_centers
 from skivfpq._algorithms.search import (
     Metric,
     Pool,
@@ -34,7 +34,6 @@ from skivfpq._algorithms.search import (
 )
 from skivfpq._kernels import row_blocks, row_norms
 
-FEW_ROWS = 4096  # that are not packed, as k-means does, to find their lists
 NEAREST_WITHIN = 32, 8192  # neighbours that are looked for within a radius: at first, and at most
 
 
@@ -71,12 +70,12 @@ class InvertedFile:
     def nearest_list(self, metric_rows, n_threads):
         """The list of each row, (n_rows,) int32."""
         packed = self._packed.get(("centers", instruction_set()))
-        if packed is None or self.metric.is_product or len(metric_rows) > FEW_ROWS:
-            return nearest_centers(metric_rows, self.centers, n_threads)[0]
+        if packed is None or self.metric.is_product or len(metric_rows) > MOST_ROWS:
+            return nearest_labels(metric_rows, self.centers, n_threads)
         labels = packed.nearest(metric_rows, n_threads)
         left = np.flatnonzero(labels < 0)
         if len(left):
-            labels[left] = nearest_centers(metric_rows[left], self.centers, n_threads)[0]
+            labels[left] = nearest_labels(metric_rows[left], self.centers, n_threads)
         return labels
 
     # ---- filing

@@ -342,10 +342,11 @@ class CodedLists:
 
     @cached_property
     def largest_term(self):
-        """Of all rows but strays, if only a little."""
+        """Of all rows that may be found by their scores, if only a little."""
         if self.terms is None:
             return 1.0
-        return float(max(np.delete(self.terms, self.strays).max(initial=0), 1e-30))
+        terms = self.terms if self.allowed is None else self.terms[self.allowed != 0]
+        return float(max(terms.max(initial=0), 1e-30))
 
     @cached_property
     def stray_offsets(self):

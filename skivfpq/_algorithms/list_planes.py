@@ -193,18 +193,20 @@ def _search_one_list(metric, queries, planes, k, n_threads):
 
 
 @np.errstate(over="ignore", invalid="ignore")
-def pack_lists(metric, vectors, offsets, ids, n_threads=1, head=None):
+def pack_lists(metric, vectors, offsets, ids, n_threads=1, head=None, whole=True):
     """Planes of vectors (n_rows, n_features), list by list; None where int8 points cannot serve.
 
     metric : search.Metric
     ids : (n_places,) row numbers, -1 where there is no row
     head : Embedding that the points are of, or None for all features
+    whole : whether rows may turn out to hold integers
     """
     if not _can_serve(vectors, ids):
         return None
     live = np.flatnonzero(ids >= 0)
-    sample = _rows(metric, vectors[live[blocks.evenly(len(live), SCALED)]])
-    quantizer = Levels.of(sample, head) if head else Bytes.of(sample) or Levels.of(sample)
+    some = blocks.evenly(len(live), SCALED)
+    sample = _rows(metric, vectors[some if len(live) == len(ids) else live[some]])
+    quantizer = (whole and not head and Bytes.of(sample)) or Levels.of(sample, head)
     if not 1e-15 < quantizer.scale < 1e15:
         return None
     return _pack(metric, vectors, offsets, ids, quantizer, n_threads)

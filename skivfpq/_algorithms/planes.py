@@ -264,16 +264,6 @@ class NearestCenters:
         return [everything] if head is None else [everything, head]
 
 
-def nearest_centers(X, centers, n_threads=1):
-    """Nearest center of every row: labels (n_samples,) int32 and sq_distances (n_samples,)."""
-    labels, sq_distances = np.full(X.shape[0], -1, dtype=np.int32), np.empty(X.shape[0])
-    if not pays(X, len(centers)):
-        return blocks.nearest_centers(X, centers, n_threads, labels, sq_distances)
-    if not NearestCenters(X, len(centers), n_threads)(centers, labels, sq_distances):
-        blocks.row_sq_distances(X, centers, labels, sq_distances, n_threads)
-    return labels, sq_distances
-
-
 def pays(X, n_clusters):
     """Whether the scan can be faster than the lane kernel, its preparation included."""
     if not blocks.runs_native(X):

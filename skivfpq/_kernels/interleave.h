@@ -9,8 +9,9 @@
 
 #define BLOCK 16
 
-/* Interleaves the codes (units,) of 16 rows: a block (units, 16, 4). */
-static inline void interleave(const int32_t *const codes[BLOCK], int64_t units, int32_t *block) {
+/* Interleaves the codes (units,) of 16 rows: 16 of the stride places of each unit. With a stride of 16: a block
+ * (units, 16, 4). */
+static inline void interleave(const int32_t *const codes[BLOCK], int64_t units, int64_t stride, int32_t *block) {
     int64_t u = 0;
 #ifdef __AVX2__ /* 8 units of 8 rows at a time, in registers */
     for (; u + 8 <= units; u += 8)
@@ -25,14 +26,14 @@ static inline void interleave(const int32_t *const codes[BLOCK], int64_t units, 
                     a[r + 2 * h + 1] = _mm256_unpackhi_epi64(b[r + h], b[r + h + 2]);
                 }
             for (int j = 0; j < 4; j++) { /* half h of a[4 i + j]: unit 4 h + j of the rows 4 i to 4 i + 3 */
-                int32_t *low = block + (u + j) * BLOCK + first, *high = low + 4 * BLOCK;
+                int32_t *low = block + (u + j) * stride + first, *high = low + 4 * stride;
                 _mm256_storeu_si256((__m256i *)low, _mm256_permute2x128_si256(a[j], a[4 + j], 0x20));
                 _mm256_storeu_si256((__m256i *)high, _mm256_permute2x128_si256(a[j], a[4 + j], 0x31));
             }
         }
 #endif
     for (; u < units; u++)
-        for (int r = 0; r < BLOCK; r++) block[u * BLOCK + r] = codes[r][u];
+        for (int r = 0; r < BLOCK; r++) block[u * stride + r] = codes[r][u];
 }
 
 #endif

@@ -19,24 +19,37 @@
  * largest coordinate to [1/2, 1), so that no square under- or overflows. Returns that power. */
 static double shift_and_scale(const double *centers, int64_t k, int64_t d, /* IN (k, d) */
                               double *origin, double *shifted) {           /* OUT (d,), (k, d) */
-    double largest = 0;
+    double sizes[8] = {0}, largest = 0;
     int exponent = 0;
     for (int64_t j = 0; j < d; j++) origin[j] = 0;
     for (int64_t i = 0; i < k; i++)
-        for (int64_t j = 0; j < d; j++) origin[j] += centers[i * d + j] / k;
+        for (int64_t j = 0; j < d; j++) origin[j] += centers[i * d + j] * (1.0 / k);
     for (int64_t i = 0; i < k; i++)
         for (int64_t j = 0; j < d; j++) {
-            shifted[i * d + j] = centers[i * d + j] - origin[j];
-            largest = fmax(largest, fabs(shifted[i * d + j]));
+            double size = fabs(shifted[i * d + j] = centers[i * d + j] - origin[j]);
+            sizes[j % 8] = size > sizes[j % 8] ? size : sizes[j % 8];
         }
+    for (int i = 0; i < 8; i++) largest = fmax(largest, sizes[i]);
     frexp(largest, &exponent);
     double scale = ldexp(1.0, exponent < -1000 ? 1000 : -exponent);
     for (int64_t i = 0; i < k * d; i++) shifted[i] *= scale;
     return scale;
 }
 
+/* The nearest center of a row by all k differences. */
+static int32_t nearest_exactly(const void *X, int is_f64, int64_t row, int64_t d, const double *centers, int64_t k) {
+    double best = INFINITY;
+    int32_t label = 0;
+    for (int64_t i = 0; i < k; i++) {
+        double sq = sq_distance(X, is_f64, row, centers + i * d, d);
+        if (sq < best) best = sq, label = (int32_t)i;
+    }
+    return label;
+}
+
 /* Labels of some rows: float32 scores, float64 scores for what they leave, then all k differences. */
 #define UNDECIDED_ROWS 3072 /* whole tiles */
+#define FEW_ROWS 12         /* whose differences take less time than packing the centers */
 
 static int label_rows(const void *X, int is_f64, int64_t d, const double *centers, int64_t k, const double *origin,
                       double scale, const double *shifted, const void *tiles, const double *lengths, int64_t first,
@@ -48,13 +61,7 @@ static int label_rows(const void *X, int is_f64, int64_t d, const double *center
         for (left = 0; left < n; left++) rows[left] = start + left;
         left = SCORE(f32)(X, is_f64, d, origin, scale, shifted, k, tiles, lengths, rows, left, labels);
         left = SCORE(f64)(X, is_f64, d, origin, scale, shifted, k, NULL, NULL, rows, left, labels);
-        for (int64_t r = 0; r < left; r++) {
-            double best = INFINITY;
-            for (int64_t i = 0; i < k; i++) {
-                double sq = sq_distance(X, is_f64, rows[r], centers + i * d, d);
-                if (sq < best) best = sq, labels[rows[r]] = (int32_t)i;
-            }
-        }
+        for (int64_t r = 0; r < left; r++) labels[rows[r]] = nearest_exactly(X, is_f64, rows[r], d, centers, k);
     }
     return left < 0 ? -1 : 0;
 }
@@ -69,7 +76,10 @@ static int nearest_centers(const void *X, int is_f64, int64_t n, int64_t d, cons
                            int32_t *labels, double *sq_distances) {
     double *origin = malloc(sizeof(double) * d), *shifted = malloc(sizeof(double) * k * d);
     int status = -1;
-    if (origin && shifted) {
+    if (n <= FEW_ROWS) {
+        for (int64_t i = 0; i < n; i++) labels[i] = nearest_exactly(X, is_f64, i, d, centers, k);
+        status = 0;
+    } else if (origin && shifted) {
         double scale = shift_and_scale(centers, k, d, origin, shifted);
         status = label_rows(X, is_f64, d, centers, k, origin, scale, shifted, NULL, NULL, 0, n, labels);
     }

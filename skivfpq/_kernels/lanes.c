@@ -1,6 +1,7 @@
 /* The lane kernel for both float types, compiled once for each instruction set and, other than
  * kernels.c, with -ffp-contract=fast: scores may be rounded in any way that the bound covers. */
 #include "lanes.h"
+#include "interleave.h"
 
 #include <float.h>
 #include <math.h>
@@ -22,6 +23,13 @@
 #define TILE_VECTORS 2
 #define TILE_CENTERS 6
 #endif
+
+#define LINE 128 /* features of a row that are transposed together */
+#define N_DOUBLES (VECTOR_BYTES / 8)
+
+typedef double DOUBLES __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
+typedef int64_t DOUBLE_MASK __attribute__((vector_size(VECTOR_BYTES), aligned(4)));
+typedef float FLOATS __attribute__((vector_size(VECTOR_BYTES / 2), aligned(4), may_alias));
 
 #define INDICES 8 /* the number of a center in its panel takes the place of the lowest bits of its score */
 

@@ -27,7 +27,8 @@
                           int32_t *labels);                               /* OUT (n,) */             \
     /* Rows of a tile. */                                                                            \
     int64_t TILE(suffix)(void);                                                                      \
-    /* Rows transposed into tiles (n_tiles, d, tile rows), shifted, scaled, negated; their lengths. */ \
+    /* Rows transposed into tiles (n_tiles, d, tile rows), shifted, scaled, negated; their lengths. The last row \
+     * fills the last tile up. */                                                                    \
     void PACK_TILES(suffix)(const void *X, int is_f64, int64_t first_row, int64_t last_row,          \
                             int64_t n_features, const double *origin, double scale, void *tiles,     \
                             double *lengths)

@@ -224,21 +224,25 @@ def nearest_centers(
     const floating[:, ::1] X,       # IN (n_samples, n_features)
     const double[:, ::1] centers,   # IN (n_clusters, n_features)
     int32_t[::1] labels,            # OUT (n_samples,)
-    double[::1] sq_distances,       # OUT (n_samples,)
+    double[::1] sq_distances,       # OUT (n_samples,), or None
 ):
     """Label each row with its nearest center, lowest index on ties."""
     cdef int status
-    if centers.shape[1] != X.shape[1] or labels.shape[0] != X.shape[0] or sq_distances.shape[0] != X.shape[0]:
+    cdef double *out = NULL
+    if (centers.shape[1] != X.shape[1] or labels.shape[0] != X.shape[0]
+            or (sq_distances is not None and sq_distances.shape[0] != X.shape[0])):
         raise ValueError("nearest_centers: shapes of X, centers, labels and sq_distances do not fit together.")
     if X.shape[0] == 0 or centers.shape[0] == 0:
         return
+    if sq_distances is not None:
+        out = &sq_distances[0]
     with nogil:
         if floating is float:
             status = kernels.nearest_centers_f32(
-                &X[0, 0], X.shape[0], X.shape[1], &centers[0, 0], centers.shape[0], &labels[0], &sq_distances[0])
+                &X[0, 0], X.shape[0], X.shape[1], &centers[0, 0], centers.shape[0], &labels[0], out)
         else:
             status = kernels.nearest_centers_f64(
-                &X[0, 0], X.shape[0], X.shape[1], &centers[0, 0], centers.shape[0], &labels[0], &sq_distances[0])
+                &X[0, 0], X.shape[0], X.shape[1], &centers[0, 0], centers.shape[0], &labels[0], out)
     if status != 0:
         raise MemoryError("nearest_centers: no memory for its scratch arrays.")
 
@@ -391,7 +395,8 @@ def pack_tiles(
     float[:, :, ::1] tiles,          # OUT (n_tiles, n_features, tile rows)
     double[::1] lengths,             # OUT (n_samples,)
 ):
-    """Transpose some rows into tiles, minus the origin, times the scale, negated; and their lengths."""
+    """Transpose some rows into tiles, minus the origin, times the scale, negated; and their lengths. The last of
+    these rows fills its tile up."""
     if (not 0 <= first_row < last_row <= X.shape[0] or origin.shape[0] != X.shape[1]
             or tiles.shape[1] != X.shape[1] or tiles.shape[2] != kernels.tile_rows()
             or tiles.shape[0] * tiles.shape[2] < X.shape[0] or lengths.shape[0] != X.shape[0]):

@@ -104,7 +104,7 @@ static void fill_panel(const column_level *const *points, int n, int64_t units, 
 #if COLUMNS == BLOCK
     const int32_t *codes[BLOCK];
     for (int c = 0; c < BLOCK; c++) codes[c] = (const int32_t *)points[c < n ? c : 0];
-    interleave(codes, units, (int32_t *)panel), u = units;
+    interleave(codes, units, BLOCK, (int32_t *)panel), u = units;
 #endif
     for (; u < units; u++)
         for (int c = 0; c < n; c++) memcpy(panel + PANEL_OFFSET(c, 4 * u), points[c] + 4 * u, 4 * sizeof *panel);

@@ -136,7 +136,7 @@ def nearest_centers(X, centers, labels, sq_distances):
     X : IN (n_samples, n_features) array or CSR
     centers : IN (n_clusters, n_features) float64
     labels : OUT (n_samples,) int32
-    sq_distances : OUT (n_samples,) float64
+    sq_distances : OUT (n_samples,) float64, or None
     """
     n_features = X.shape[1]
     origin = np.zeros(n_features) if sparse.issparse(X) else centers.mean(axis=0)
@@ -154,7 +154,8 @@ def nearest_centers(X, centers, labels, sq_distances):
         error = (n_features + 8) * UNIT * (longest * reach + reach**2)
         certain = scores.min(axis=1) - best > 2 * error + UNDERFLOW
         _label_by_differences(X, np.flatnonzero(~certain) + block.start, centers, labels)
-    row_sq_distances(X, centers, labels, sq_distances)
+    if sq_distances is not None:
+        row_sq_distances(X, centers, labels, sq_distances)
 
 
 def _label_by_differences(X, rows, centers, labels):

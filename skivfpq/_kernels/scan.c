@@ -554,7 +554,7 @@ static void start_block(workspace *w, block_state *b, const int32_t *rows, int64
         b->exact[r] = -1, b->low[r] = lows[rows[r]], b->second[r] = INFINITY;
         unlabelled |= b->labels[r] < 0;
     }
-    interleave(codes, s->units, (int32_t *)b->codes);
+    interleave(codes, s->units, BLOCK, (int32_t *)b->codes);
     if (unlabelled) guess_labels(s, b);
     for (int r = 0; r < n_rows && r < BLOCK; r++) {
         double u = b->sought[r] = b->upper[r] + w->margin;
