@@ -493,7 +493,8 @@ def test_kmeans_end_to_end(tmp_path, vectors):
     out = tmp_path / "out.json"
     printed = run("kmeans", "--data", vectors, "--json", out, "--peers", "scikit-learn", *options.split())
     document = json.loads(out.read_text())
-    assert [section["task"] for section in document["sections"]] == ["lloyd", "default", "small"]
+    assert [section["task"] for section in document["sections"]] == ["lloyd", "default", "small", "predict"]
+    assert set(document["sections"][3]["records"][0]["rounds"][0]) == {"1", "10", "100", "1000", "10000"}
     assert document["data"] == {"name": "vectors.npy", "rows": 600, "features": 16, "file_dtype": "float32"}
     assert document["failed_checks"] == []
     assert document["sgemm_gflops"] > 0

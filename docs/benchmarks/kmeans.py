@@ -9,18 +9,20 @@ from statistics import mean, median
 import numpy as np
 from data import DataError, blobs, distinct_rows
 from measure import first_runs, lloyd_gflops, ratio, run_rounds, say, spread
-from peers import OURS, Problem
+from peers import OURS, Clustering, Problem
 from report import number
 from scipy.spatial.distance import cdist
 from sklearn.datasets import load_digits
 
 ABILITIES = ("lloyd", "default_fit")
-TASKS = ("lloyd", "default", "small")
+TASKS = ("lloyd", "default", "small", "predict")
 DEFAULT_ITERATIONS = 10
 CHECKED_ROWS = 2000
 BLOCK = 4096  # rows whose differences are held at a time
 RTOL = 1e-5  # of inertia: float32 scores cost the peers that much
 WARM_UP_ROWS = 1000
+PREDICTED = (1, 10, 100, 1000, 10_000)  # rows whose labels are asked for
+PREDICTED_TOGETHER = 2000  # rows of a run: fewer are asked for several times
 CELL_SECONDS = 30  # rounds of one small problem: no more are begun after that
 
 
@@ -50,6 +52,9 @@ def run(args, data, peers, report, peak):
             default_fits(args, data.X, n_clusters, peers, report)
     if "small" in args.tasks:
         small(args, peers, report)
+    for n_clusters in args.clusters:
+        if "predict" in args.tasks:
+            predict(args, data.X, n_clusters, peers, report)
 
 
 def inertia(X, clustering):
@@ -251,6 +256,46 @@ def default_fits(args, X, n_clusters, peers, report):
         rows,
         notes(records),
         {"task": "default", "clusters": n_clusters, "records": list(facts.values())},
+    )
+
+
+def timed_predictions(predictor, X, stopwatch, _number):
+    """One run: labels of few rows, several times, and of more; those of the most rows."""
+    for n_rows in PREDICTED:
+        with stopwatch(f"{n_rows}"):
+            for start in range(0, max(1, PREDICTED_TOGETHER // n_rows)):
+                labels = predictor(X[start : start + n_rows])
+    return labels
+
+
+def predict(args, X, n_clusters, peers, report):
+    """Labels of rows that were not clustered, for given centers: distinct rows."""
+    say(f"labels of rows among {n_clusters} clusters")
+    centers = distinct_rows(X, n_clusters, np.random.default_rng(0))
+    rows = X[np.arange(max(PREDICTED) + PREDICTED_TOGETHER) % len(X)]
+    predictors = {peer.name: peer.predictor(centers, args.threads) for peer in peers if peer.predictor}
+    runners = {name: partial(timed_predictions, one, rows) for name, one in predictors.items()}
+    records = first_runs(runners)
+    require_ours(records)
+    wrong = wrong_labels(rows[: max(PREDICTED)], Clustering(centers, records[OURS].result, 0))
+    failed = [f"skivfpq: {wrong} rows are not at their nearest center"] if wrong else []
+    run_rounds(runners, records, args.repeats, slow=args.slow)
+    table, facts = [], []
+    for name, record in records.items():
+        cells, fact = [name], record.describe()
+        for n_rows in PREDICTED if not record.failure else ():
+            seconds = [one / max(1, PREDICTED_TOGETHER // n_rows) for one in record.seconds(f"{n_rows}")]
+            fact[f"{n_rows}"] = spread(seconds)
+            cells += [number(1e3 * median(seconds))]
+            cells += [f"{ratio(record.seconds(f'{n_rows}'), records[OURS].seconds(f'{n_rows}')):.2f}"]
+        table.append((*cells, *["-"] * (1 + 2 * len(PREDICTED) - len(cells))))
+        facts.append(fact)
+    report.section(
+        f"k-means, predict among {n_clusters:,} clusters, ms",
+        ("peer", *(title for n_rows in PREDICTED for title in (f"{n_rows:,} rows", "ratio"))),
+        table,
+        notes(records, failed),
+        {"task": "predict", "clusters": n_clusters, "failed_checks": failed, "records": facts},
     )
 
 

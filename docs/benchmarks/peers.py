@@ -81,6 +81,36 @@ def default_skivfpq(X, n_clusters, seed, threads):
     return fitted(LloydKMeans(n_clusters, n_jobs=threads, random_state=seed).fit(X))
 
 
+def predictor_of(kmeans, centers):
+    """The method predict of an estimator that has these centers."""
+    kmeans.set_params(n_clusters=len(centers), init=centers, n_init=1, max_iter=1).fit(centers)
+    kmeans.cluster_centers_ = centers
+    return kmeans.predict
+
+
+def predictor_skivfpq(centers, threads):
+    """LloydKMeans.predict."""
+    from skivfpq import LloydKMeans
+
+    return predictor_of(LloydKMeans(n_jobs=threads), centers)
+
+
+def predictor_sklearn(centers, _threads):
+    """KMeans.predict, its threads limited by threadpoolctl."""
+    from sklearn.cluster import KMeans
+
+    return predictor_of(KMeans(), centers)
+
+
+def predictor_faiss(centers, _threads):
+    """IndexFlatL2.search."""
+    import faiss
+
+    index = faiss.IndexFlatL2(centers.shape[1])
+    index.add(centers)
+    return lambda rows: index.search(rows, 1)[1][:, 0]
+
+
 def lloyd_sklearn(problem):
     """Lloyd iterations of scikit-learn, its threads limited by threadpoolctl."""
     from sklearn.cluster import KMeans
@@ -279,6 +309,7 @@ class Peer:
     exact: bool = True  # k-means that computes every distance, or proves that it need not
     lloyd: Callable | None = None
     default_fit: Callable | None = None
+    predictor: Callable | None = None
     quantizer: Callable | None = None
     indexes: Mapping = field(default_factory=dict)  # by task of ``search``: function of shape and k
     on_request: bool = False  # left out unless --peers names it
@@ -311,6 +342,7 @@ PEERS = [
         "LloydKMeans(init=centers, n_init=1, max_iter, tol=0, n_jobs); ProductQuantizer(max_samples=None)",
         lloyd=lloyd_skivfpq,
         default_fit=default_skivfpq,
+        predictor=predictor_skivfpq,
         quantizer=quantizer_skivfpq,
     ),
     Peer(
@@ -320,6 +352,7 @@ PEERS = [
         "KMeans(init=centers, n_init=1, max_iter, tol=0); threads by threadpoolctl",
         lloyd=lloyd_sklearn,
         default_fit=default_sklearn,
+        predictor=predictor_sklearn,
     ),
     Peer(
         "scikit-learn-intelex",
@@ -336,6 +369,7 @@ PEERS = [
         "Clustering from the same centers on all rows, then IndexFlatL2.search; ProductQuantizer; "
         "OPQMatrix with its own 50 rotations",
         lloyd=lloyd_faiss,
+        predictor=predictor_faiss,
         quantizer=FaissQuantizer,
     ),
     Peer(
