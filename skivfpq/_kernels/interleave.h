@@ -3,14 +3,15 @@
 #define SKIVFPQ_INTERLEAVE_H
 
 #include <stdint.h>
+#include <string.h>
 #ifdef __AVX2__
 #include <immintrin.h>
 #endif
 
 #define BLOCK 16
 
-/* Interleaves the codes (units,) of 16 rows: 16 of the stride places of each unit. With a stride of 16: a block
- * (units, 16, 4). */
+/* Interleaves what 16 rows hold, units of 4 bytes, into places (units, stride), the first 16 of each; codes into a block
+ * (units, 16, 4), with a stride of 16. */
 static inline void interleave(const int32_t *const codes[BLOCK], int64_t units, int64_t stride, int32_t *block) {
     int64_t u = 0;
 #ifdef __AVX2__ /* 8 units of 8 rows at a time, in registers */
@@ -33,7 +34,7 @@ static inline void interleave(const int32_t *const codes[BLOCK], int64_t units, 
         }
 #endif
     for (; u < units; u++)
-        for (int r = 0; r < BLOCK; r++) block[u * stride + r] = codes[r][u];
+        for (int r = 0; r < BLOCK; r++) memcpy(block + u * stride + r, codes[r] + u, sizeof *block); /* of any type */
 }
 
 #endif
