@@ -349,6 +349,13 @@ class CodedLists:
         return float(max(terms.max(initial=0), 1e-30))
 
     @cached_property
+    def scanned_terms(self):
+        """The terms, none larger than of a row that may be found: scores of others fit 32 bits too."""
+        if self.allowed is None or not self.coding.metric.is_cosine:
+            return self.terms
+        return np.minimum(self.terms, np.float32(self.largest_term))
+
+    @cached_property
     def stray_offsets(self):
         """Where those of each list start, (n_lists + 1,)."""
         return np.searchsorted(self.strays, self.offsets)

@@ -1169,7 +1169,7 @@ cdef class PackedCodes(PackedLists):
             coded.anchors = &anchors[0, 0]
             self.arrays.append(anchors)
         if rows.terms is not None:
-            terms = rows.terms
+            terms = rows.scanned_terms
             coded.terms = &terms[0]
             self.arrays.append(terms)
         if rows.allowed is not None:
