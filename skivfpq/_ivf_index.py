@@ -244,7 +244,7 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
 
         coarse_quantizer, labels = self._fit_coarse(metric, X, training, n_lists, rng)
         centers = np.ascontiguousarray(coarse_quantizer.cluster_centers_, dtype=np.float64)
-        fine_quantizer = self._fit_fine(metric, X, training, centers, rng)
+        fine_quantizer = self._fit_fine(metric, X, training, centers, labels, rng)
         file = self._empty_file(metric, centers, fine_quantizer, X.dtype)
         file = self._append(file, X, labels)
         n_probes, recall = self._choose_probes(file, X, held_out)
@@ -309,8 +309,11 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             quantizer.set_params(random_state=seed)
         return quantizer.set_params(n_clusters=n_lists)
 
-    def _fit_fine(self, metric, X, training, centers, rng):
-        """The fitted fine quantizer, of the rows or of what their centers leave of them; or None."""
+    def _fit_fine(self, metric, X, training, centers, labels, rng):
+        """The fitted fine quantizer, of the rows or of what their centers leave of them; or None.
+
+        labels : of ``_fit_coarse``
+        """
         if self.fine_quantizer is None:
             return None
         quantizer = clone(self.fine_quantizer)
@@ -318,10 +321,13 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             quantizer.set_params(random_state=draw_seed(rng))
         is_share = isinstance(quantizer.max_samples, float)  # which the quantizer takes by itself
         size = len(training) if is_share else quantizer._training_size(len(training))
-        rows = _metric_rows(metric, X, _sample(training, size, rng))
+        numbers = _sample(training, size, rng)
+        rows = _metric_rows(metric, X, numbers)
         if self.by_residual:
-            labels = nearest_labels(rows, centers, effective_n_jobs(self.n_jobs))
-            rows = (rows - centers[labels]).astype(rows.dtype)
+            own = None if labels is None else labels[numbers]
+            if own is None or own.min() < 0:
+                own = nearest_labels(rows, centers, effective_n_jobs(self.n_jobs))
+            rows = (rows - centers[own]).astype(rows.dtype)
         quantizer.fit(rows)
         self._report(f"{quantizer.n_subspaces_} codebooks trained on {len(rows)} rows.")
         return quantizer

@@ -394,6 +394,7 @@ def test_one_by_one_alone(problem):
     [
         ({"queries": 96}, "--queries 96 leaves too few of the 100 rows"),
         ({"recalls": [0.9, 1.5]}, "--recalls are above 0 and at most 1"),
+        ({"queries": 20, "tasks": ["changes"]}, "--queries 20: the task changes adds them"),
         ({"plot": "a.png", "tasks": ["pq"]}, "--plot draws the task flat"),
     ],
 )

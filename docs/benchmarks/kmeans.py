@@ -259,11 +259,16 @@ def default_fits(args, X, n_clusters, peers, report):
     )
 
 
+def n_calls(n_rows):
+    """How many times the labels of so many rows are asked for in a run."""
+    return max(1, PREDICTED_TOGETHER // n_rows)
+
+
 def timed_predictions(predictor, X, stopwatch, _number):
     """One run: labels of few rows, several times, and of more; those of the most rows."""
     for n_rows in PREDICTED:
         with stopwatch(f"{n_rows}"):
-            for start in range(0, max(1, PREDICTED_TOGETHER // n_rows)):
+            for start in range(n_calls(n_rows)):
                 labels = predictor(X[start : start + n_rows])
     return labels
 
@@ -271,7 +276,7 @@ def timed_predictions(predictor, X, stopwatch, _number):
 def predict(args, X, n_clusters, peers, report):
     """Labels of rows that were not clustered, for given centers: distinct rows."""
     say(f"labels of rows among {n_clusters} clusters")
-    centers = distinct_rows(X, n_clusters, np.random.default_rng(0))
+    centers = distinct_rows(X, n_clusters, 0)
     rows = X[np.arange(max(PREDICTED) + PREDICTED_TOGETHER) % len(X)]
     predictors = {peer.name: peer.predictor(centers, args.threads) for peer in peers if peer.predictor}
     runners = {name: partial(timed_predictions, one, rows) for name, one in predictors.items()}
@@ -284,7 +289,7 @@ def predict(args, X, n_clusters, peers, report):
     for name, record in records.items():
         cells, fact = [name], record.describe()
         for n_rows in PREDICTED if not record.failure else ():
-            seconds = [one / max(1, PREDICTED_TOGETHER // n_rows) for one in record.seconds(f"{n_rows}")]
+            seconds = [one / n_calls(n_rows) for one in record.seconds(f"{n_rows}")]
             fact[f"{n_rows}"] = spread(seconds)
             cells += [number(1e3 * median(seconds))]
             cells += [f"{ratio(record.seconds(f'{n_rows}'), records[OURS].seconds(f'{n_rows}')):.2f}"]

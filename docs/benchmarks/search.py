@@ -106,6 +106,8 @@ def check_arguments(args, n_rows):
     """Refuse what cannot be done, before anything is measured."""
     if args.queries + args.n_neighbors > n_rows:
         raise DataError(f"--queries {args.queries} leaves too few of the {n_rows} rows to be searched.")
+    if "changes" in args.tasks and args.queries <= N_ONE:
+        raise DataError(f"--queries {args.queries}: the task changes adds them, and needs more than {N_ONE}.")
     if max(args.recalls) > 1:
         raise DataError("--recalls are above 0 and at most 1.")
     if args.plot is not None:
@@ -358,7 +360,7 @@ def changes(args, _data, problem, configurations, report, builds, failed):
     timed = []
     for one in configurations:
         record, fact = records[one.peer], one.describe()
-        for phase, n_rows in ((ADD_ONE, min(N_ONE, len(problem.Q))), (ADD_MANY, 1), (REMOVE, 1)):
+        for phase, n_rows in ((ADD_ONE, N_ONE), (ADD_MANY, 1), (REMOVE, 1)):
             if not record.failure and phase in record.first:
                 fact[phase] = spread([seconds / n_rows for seconds in record.seconds(phase)])
                 fact[phase]["ratio"] = ratio(record.seconds(phase), records[OURS].seconds(phase))

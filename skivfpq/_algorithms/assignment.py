@@ -23,14 +23,18 @@ def nearest_centers(X, centers, n_threads=1):
     return labels, sq_distances
 
 
-def nearest_labels(X, centers, n_threads=1):
+def nearest_labels(X, centers, n_threads=1, points=None):
     """The labels alone.
 
     By the points of the centers, by those of the rows as in k-means, or by the lane kernel: labels do not
     depend on it.
+
+    points : CenterPlanes of the centers, if they are there already
     """
     labels = np.full(X.shape[0], -1, dtype=np.int32)
-    if _points_of_centers_pay(X, centers, n_threads):
+    if points is not None and len(X) <= MOST_ROWS:
+        labels[:] = points.nearest(X, n_threads)
+    elif _points_of_centers_pay(X, centers, n_threads):
         _by_points_of_centers(X, centers, n_threads, labels)
     elif pays(X, len(centers)):
         NearestCenters(X, len(centers), n_threads)(centers, labels, np.empty(X.shape[0]))

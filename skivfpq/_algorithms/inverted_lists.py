@@ -53,7 +53,7 @@ class InvertedLists:
 
     def list_of(self, positions):
         """The list that each position belongs to."""
-        return np.searchsorted(self.offsets, positions, side="right") - 1
+        return list_of(self.offsets, positions)
 
     @property
     def labels(self):
@@ -126,14 +126,15 @@ class InvertedLists:
         places = _in_lists(labels, sizes, offsets[:-1])
         n_old, n_samples = self.n_rows, len(self.positions) + len(labels) - self.n_rows
         dtype = np.int32 if max(n_samples, offsets[-1]) <= np.iinfo(np.int32).max else np.int64
-        numbers = np.concatenate([self.ids[self.taken], np.arange(len(self.positions), n_samples)])
+        taken = self.taken
+        numbers = np.concatenate([self.ids[taken], np.arange(len(self.positions), n_samples)])
         ids, positions = np.full(offsets[-1], -1, dtype=dtype), np.full(n_samples, -1, dtype=dtype)
         ids[places], positions[numbers] = numbers, places
         held = {}
         for name, array in rows.items():
             held[name] = hold(name, self.rows[name] if array is None else array, offsets)
             if n_old:
-                held[name][places[:n_old]] = self.rows[name][self.taken]
+                held[name][places[:n_old]] = self.rows[name][taken]
             if array is not None:
                 held[name][places[n_old:]] = array
         ends = offsets[:-1] + sizes
@@ -145,6 +146,11 @@ class InvertedLists:
     def nbytes(self):
         """Bytes of everything that is kept for each row."""
         return sum(array.nbytes for array in (self.ids, self.positions, *self.rows.values()))
+
+
+def list_of(offsets, positions):
+    """The list that each position belongs to, of lists that start at offsets (n_lists + 1,)."""
+    return np.searchsorted(offsets, positions, side="right") - 1
 
 
 def _in_lists(labels, counts, firsts):

@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 
 from skivfpq import _kernels
-from skivfpq._algorithms.assignment import MOST_ROWS, nearest_labels
+from skivfpq._algorithms.assignment import nearest_labels
 from skivfpq._algorithms.blocks import as_float_rows, row_sq_distances
 from skivfpq._algorithms.center_planes import QUERIES, CenterPlanes
 from skivfpq._algorithms.codebooks import rotate
@@ -69,14 +69,9 @@ class InvertedFile:
 
     def nearest_list(self, metric_rows, n_threads):
         """The list of each row, (n_rows,) int32."""
-        packed = self._packed.get(("centers", instruction_set()))
-        if packed is None or self.metric.is_product or len(metric_rows) > MOST_ROWS:
-            return nearest_labels(metric_rows, self.centers, n_threads)
-        labels = packed.nearest(metric_rows, n_threads)
-        left = np.flatnonzero(labels < 0)
-        if len(left):
-            labels[left] = nearest_labels(metric_rows[left], self.centers, n_threads)
-        return labels
+        by_distance = not self.metric.is_product  # as rows are filed, whatever lists are probed by
+        points = self._packed.get(("centers", instruction_set())) if by_distance else None
+        return nearest_labels(metric_rows, self.centers, n_threads, points)
 
     # ---- filing
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from skivfpq import _kernels
 from skivfpq._algorithms.codebooks import Codebooks, rotate
+from skivfpq._algorithms.inverted_lists import list_of
 from skivfpq._algorithms.list_planes import BLOCK, first_blocks_of, kernel_name, search_lists
 from skivfpq._algorithms.planes import WIDEST
 from skivfpq._algorithms.search import EPS, Metric
@@ -292,7 +293,7 @@ class ListCodes:
 
     def _places(self, positions):
         """Where the columns of rows at positions are, (n_columns, n_positions)."""
-        lists = np.searchsorted(self.offsets, positions, side="right") - 1
+        lists = list_of(self.offsets, positions)
         strides = BLOCK * np.diff(self.blocks)[lists]
         firsts = BLOCK * self.n_columns * self.blocks[lists] + positions - self.offsets[lists]
         return firsts + strides * np.arange(self.n_columns)[:, None]

@@ -7,10 +7,10 @@ import numpy as np
 
 from skivfpq import _kernels
 from skivfpq._algorithms import blocks
+from skivfpq._algorithms.inverted_lists import BLOCK, list_of
 from skivfpq._algorithms.planes import LONG, SCALED, WIDEST, aligned, all_features
 from skivfpq._algorithms.search import nearest_rows
 
-BLOCK = 16  # rows
 ABSENT = 1_000_000_000  # the term of places without a row, and of rows that are not to be found
 PACKED_ROWS = 16384  # at a time
 QUERIES_PER_TASK = 8192
@@ -61,9 +61,8 @@ class ListPlanes:
 
     def allowing(self, allowed):
         """The planes in which only allowed rows, a mask over positions, are found."""
-        terms = self.terms.copy()
-        terms.reshape(-1)[_places(self.offsets, self.blocks)[~allowed]] = ABSENT
-        return replace(self._with_strays(self.strays[allowed[self.strays]]), terms=terms)
+        absent = _places(self.offsets, self.blocks)[~allowed]
+        return self._less(absent, self.strays[allowed[self.strays]])
 
     def adding(self, metric, ids, positions):
         """Planes with rows that were written to free positions; None if all are to be packed anew.
@@ -93,16 +92,21 @@ class ListPlanes:
 
     def without(self, ids, positions):
         """Planes in which the rows at some positions are not found any more."""
+        less = self._less(self._places_of(positions), np.setdiff1d(self.strays, positions))
+        return replace(less, ids=ids)
+
+    def _less(self, absent, strays):
+        """Planes without the rows at some places of the blocks, of whose strays these are left."""
         terms = self.terms.copy()
-        terms.reshape(-1)[self._places_of(positions)] = ABSENT
-        return replace(self._with_strays(np.setdiff1d(self.strays, positions)), ids=ids, terms=terms)
+        terms.reshape(-1)[absent] = ABSENT
+        return replace(self._with_strays(strays), terms=terms)
 
     def _with_strays(self, strays):
         return replace(self, strays=strays, stray_offsets=np.searchsorted(strays, self.offsets))
 
     def _places_of(self, positions):
         """Where positions stand in the blocks, as numbers of places."""
-        lists = np.searchsorted(self.offsets, positions, side="right") - 1
+        lists = list_of(self.offsets, positions)
         return BLOCK * self.blocks[lists] + positions - self.offsets[lists]
 
     def search(self, queries, probes, k, n_threads):

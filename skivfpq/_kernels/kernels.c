@@ -72,19 +72,25 @@ static void row_sq_distances(const void *X, int is_f64, int64_t n, int64_t d, co
     for (int64_t i = 0; i < n; i++) out[i] = sq_distance(X, is_f64, i, centers + labels[i] * d, d);
 }
 
-static int nearest_centers(const void *X, int is_f64, int64_t n, int64_t d, const double *centers, int64_t k,
-                           int32_t *labels, double *sq_distances) {
+/* Labels of rows that are not packed, by centers that are packed here. */
+static int pack_and_label(const void *X, int is_f64, int64_t n, int64_t d, const double *centers, int64_t k,
+                          int32_t *labels) {
     double *origin = malloc(sizeof(double) * d), *shifted = malloc(sizeof(double) * k * d);
     int status = -1;
-    if (n <= FEW_ROWS) {
-        for (int64_t i = 0; i < n; i++) labels[i] = nearest_exactly(X, is_f64, i, d, centers, k);
-        status = 0;
-    } else if (origin && shifted) {
+    if (origin && shifted) {
         double scale = shift_and_scale(centers, k, d, origin, shifted);
         status = label_rows(X, is_f64, d, centers, k, origin, scale, shifted, NULL, NULL, 0, n, labels);
     }
-    if (status == 0 && sq_distances) row_sq_distances(X, is_f64, n, d, centers, labels, sq_distances);
     free(origin), free(shifted);
+    return status;
+}
+
+static int nearest_centers(const void *X, int is_f64, int64_t n, int64_t d, const double *centers, int64_t k,
+                           int32_t *labels, double *sq_distances) {
+    int status = 0;
+    if (n > FEW_ROWS) status = pack_and_label(X, is_f64, n, d, centers, k, labels);
+    else for (int64_t i = 0; i < n; i++) labels[i] = nearest_exactly(X, is_f64, i, d, centers, k);
+    if (status == 0 && sq_distances) row_sq_distances(X, is_f64, n, d, centers, labels, sq_distances);
     return status;
 }
 
