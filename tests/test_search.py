@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
 from skivfpq import IVFIndex, _kernels, exact_neighbors
-from skivfpq._algorithms import center_planes, list_planes
+from skivfpq._algorithms import center_planes, heads, list_planes
+from skivfpq._algorithms.planes import all_features, turned_head
 from skivfpq._algorithms.search import Metric, nearest_rows
 
 native = _kernels.native
@@ -72,11 +73,24 @@ def rows_of(case, shape, dtype, rng):
     return X.astype(dtype)
 
 
-def filed(metric, X, n_lists, rng):
-    """Planes of the rows in lists of any size, some empty."""
+def filed(metric, X, n_lists, rng, n_axes=0):
+    """Planes of the rows in lists of any size, some empty; scanned by a head of so many axes."""
     offsets = np.concatenate([[0], np.sort(rng.integers(len(X) + 1, size=n_lists - 1)), [len(X)]])
     ids = rng.permutation(len(X)).astype(np.int32)
-    return list_planes.pack_lists(metric, X, offsets.astype(np.int64), ids)
+    head = any_head(metric, X, n_axes) if n_axes else None
+    return list_planes.pack_lists(metric, X, offsets.astype(np.int64), ids, head=head)
+
+
+@np.errstate(over="ignore")
+def any_head(metric, X, n_axes):
+    """A head on axes that have nothing to do with the rows."""
+    axes = np.linalg.qr(np.random.default_rng(1).normal(size=(X.shape[1], n_axes)))[0].T
+    rows = np.float32(metric.rows(X))
+    origin = all_features(rows).origin
+    tails = rows - origin - (rows - origin) @ np.float32(axes.T @ axes)
+    lengths = np.linalg.norm(tails, axis=1)
+    usual = np.median(lengths[np.isfinite(lengths)]) if np.isfinite(lengths).any() else 0.0
+    return turned_head(origin, np.ascontiguousarray(axes), float(usual))
 
 
 def all_lists(n_queries, n_lists, rng):
@@ -113,6 +127,54 @@ def test_neighbors_are_those_of_the_plain_search(instruction_set, name, dtype, c
     queries[:5] = metric.queries(X[:5])
     n_served = assert_same_search(metric, planes, queries, 7, all_lists(40, 9, rng))
     assert n_served >= (0 if case in ("zeros", "long rows", "two places", "tiny") else 38)
+
+
+@pytest.mark.parametrize("case", [*CASES, "bytes"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["euclidean", "cosine"])
+def test_heads_exclude_none_of_the_neighbors(instruction_set, name, dtype, case, rng):
+    metric, X = Metric(name), rows_of(case, (700, 45), dtype, rng)
+    planes = filed(metric, X, 15, rng, n_axes=12)
+    if planes is None:
+        assert case in ("tiny", "1e30")
+        return
+    queries = metric.queries(rows_of(case, (40, 45), dtype, rng))
+    queries[:5] = metric.queries(X[:5])
+    probes = all_lists(40, 15, rng)
+    n_served = assert_same_search(metric, planes, queries, 7, probes)
+    assert n_served >= (0 if case in ("zeros", "long rows", "two places", "tiny", "1e30") else 38)
+    for query in (0, 20):  # alone
+        assert_same_search(metric, planes, queries[query : query + 1], 7, probes[query : query + 1])
+
+
+@pytest.mark.parametrize(
+    ("d", "n_axes"), [(20, 1), (63, 28), (64, 12), (65, 60), (129, 33), (300, 124), (1000, 60)]
+)
+def test_heads_of_all_widths(instruction_set, d, n_axes, rng):
+    metric, X = Metric("euclidean"), rng.normal(size=(400, 10)) @ rng.normal(size=(10, d))
+    X = np.float32(X + 0.1 * rng.normal(size=X.shape))
+    planes = filed(metric, X, 12, rng, n_axes)
+    assert planes.points.width == n_axes + 4
+    assert planes.whole.codes.shape[2] == 1
+    queries = X[:30] + np.float32(0.1) * rng.normal(size=(30, d)).astype(np.float32)
+    for k, n in [(1, 30), (5, 30), (20, 17), (300, 2), (5, 1)]:
+        assert assert_same_search(metric, planes, queries[:n], k, all_lists(n, 12, rng)) == n
+
+
+def test_heads_with_strays_subsets_and_far_queries(instruction_set, rng):
+    metric, X = Metric("euclidean"), rng.normal(size=(900, 40)).astype(np.float32)
+    X[::50] *= 30  # strays
+    planes = filed(metric, X, 14, rng, n_axes=28)
+    assert len(planes.strays) > 5
+    queries = rng.normal(size=(30, 40)) * 1.0
+    queries[:9] *= np.array([0, 3, 10, 30, 100, 1e3, 1e6, 1e12, 1e30])[:, None]
+    probes = all_lists(30, 14, rng)
+    allowed = rng.random(900) < 0.3
+    assert assert_same_search(metric, planes, queries, 4, probes) == 30
+    assert assert_same_search(metric, planes, queries, 4, probes, allowed) == 30
+    probes[::2, 9:] = -1
+    probes[3] = -1
+    assert assert_same_search(metric, planes, queries, 4, probes) == 29
 
 
 @pytest.mark.parametrize("d", [1, 2, 3, 5, 16, 63, 64, 65, 129, 300, 1000])
@@ -179,7 +241,7 @@ def test_scores_far_apart_are_exact(instruction_set, rng):
 def test_integers_have_points_without_error(instruction_set, dtype, low, high, d, rng):
     X = rng.integers(low, high, size=(200, d)).astype(dtype)  # those that do not fit 8 bits wrap
     planes = filed(Metric("euclidean"), X, 3, rng)
-    assert planes.error == 0
+    assert planes.points.error == 0
     assert not len(planes.strays)
     queries = np.concatenate([X[:9], X[9:18] + 0.3]).astype(np.float64)
     assert assert_same_search(Metric("euclidean"), planes, queries, 4, all_lists(18, 3, rng)) > 15
@@ -211,7 +273,7 @@ def test_keys_of_integers_are_exact(instruction_set, metric, kind, d, rng):
 def test_few_integers_are_no_bytes(instruction_set, rng):
     """Their unit would be too coarse for queries between them."""
     planes = filed(Metric("euclidean"), rng.integers(0, 2, size=(200, 30)).astype(np.float32), 3, rng)
-    assert planes.scale < 0.1
+    assert planes.points.scale < 0.1
 
 
 def test_numbers_near_integers_are_none(rng):
@@ -271,7 +333,7 @@ def test_a_few_rows_of_other_numbers_are_strays_among_integers(rng):
     X[[7, 100, 1999]] += np.array([[0.5], [1000], [-300]])
     planes = filed(Metric("euclidean"), X, 3, rng)
     assert_array_equal(planes.strays, [7, 100, 1999])
-    assert planes.error == 0
+    assert planes.points.error == 0
     queries = X[[7, 100, 1999, 5000]].astype(np.float64)
     assert assert_same_search(Metric("euclidean"), planes, queries, 4, all_lists(4, 3, rng)) == 4
 
@@ -346,10 +408,10 @@ def test_a_head_of_the_centers_excludes_none_of_the_nearest(
     centers[7] *= 1000  # a stray
     queries[:6] = centers[[0, 1, 2, 150, 250, 7]]
     queries[6:12] *= np.array([0, 30, 1e3, 1e12, 1e30, 1e100])[:, None]
-    monkeypatch.setattr(center_planes, "LEAST_HEAD", 0)
-    monkeypatch.setattr(center_planes, "WORTHWHILE", 1)
+    monkeypatch.setattr(heads, "LEAST_HEAD", 0)
+    monkeypatch.setattr(heads, "WORTHWHILE", 1)
     planes = center_planes.CenterPlanes(nearness, centers, queries[12:]).planes
-    assert planes.head.width < 100
+    assert planes.points.width < 100
     with pytest.raises(ValueError, match="do not fit"):
         planes.search(queries, np.zeros((45, 1)), 5, 1)
     for some in (slice(0, 45), slice(3, 4), slice(9, 10)):
@@ -363,12 +425,66 @@ def test_a_head_of_the_centers_excludes_none_of_the_nearest(
 
 @pytest.mark.parametrize("copies", [0, 150, 200])
 def test_centers_without_principal_axes_have_no_head(copies, monkeypatch, rng):
-    monkeypatch.setattr(center_planes, "LEAST_HEAD", 0)
+    monkeypatch.setattr(heads, "LEAST_HEAD", 0)
     centers, queries = (rng.normal(size=(n, 64)) for n in (200, 30))
     centers[:copies] = 0
-    assert center_planes.head_of_centers(centers, queries) is None
-    assert center_planes.head_of_centers(centers + 1e200, queries) is None
-    assert center_planes.head_of_centers(centers[:50], queries) is None
+    assert heads.head_of_centers(centers, queries) is None
+    assert heads.head_of_centers(centers + 1e200, queries) is None
+    assert heads.head_of_centers(centers[:50], queries) is None
+
+
+def low_rank(n, rng):
+    return np.float32(rng.normal(size=(n, 16)) @ rng.normal(size=(16, 80)) + 0.05 * rng.normal(size=(n, 80)))
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_an_index_of_rows_with_a_head(metric, monkeypatch, rng):
+    X, more = np.split(low_rank(2600, rng), [2000])
+    one_by_one = lambda index: np.concatenate([index.kneighbors(x[None])[1] for x in more[:40]])  # noqa: E731
+    index = IVFIndex(n_lists=24, n_probes=11, metric=metric, random_state=0).fit(X)
+    monkeypatch.setattr(heads, "LEAST_ROWS", 0)
+    monkeypatch.setattr(heads, "LEAST_FEATURES", 0)
+    by_heads = IVFIndex(n_lists=24, n_probes=11, metric=metric, random_state=0).fit(X)
+    assert (
+        by_heads._file.planes()[1].whole is None
+        if metric == "inner_product"
+        else (by_heads._file.planes()[1].points.width <= 40)
+    )
+    for change in (
+        lambda index: index,
+        lambda index: index.partial_fit(more[:300]),
+        lambda index: index.remove(np.arange(0, 2300, 7)),
+        lambda index: index.partial_fit(more[300:301]),
+        lambda index: pickle.loads(pickle.dumps(index)),
+    ):
+        index, by_heads = change(index), change(by_heads)
+        for found, expected in zip(by_heads.kneighbors(more), index.kneighbors(more)):
+            assert_array_equal(found, expected)
+        assert_array_equal(one_by_one(by_heads), one_by_one(index))
+        subset = np.flatnonzero(index._file.lists.positions >= 0)[::3]
+        assert_array_equal(*(some.kneighbors(more[:50], subset=subset)[1] for some in (by_heads, index)))
+        assert_array_equal(*(some.radius_neighbors(more[:5], 2.0)[1][3] for some in (by_heads, index)))
+
+
+def test_rows_without_principal_axes_have_no_head(monkeypatch, rng):
+    monkeypatch.setattr(heads, "LEAST_ROWS", 0)
+    monkeypatch.setattr(heads, "LEAST_FEATURES", 0)
+    X, offsets, ids = low_rank(2000, rng), np.arange(0, 2001, 200), np.arange(2000, dtype=np.int32)
+
+    def head_of(X):
+        return heads.head_of_rows(Metric("euclidean"), X, offsets, ids, np.float64(X[::200]))
+
+    assert head_of(X) is not None
+    for spoilt in (
+        0 * X,
+        X * np.float32(1e34),
+        0 * X + X[0],
+        rng.normal(size=X.shape),
+        np.float64(X) * 1e200,
+    ):
+        assert head_of(spoilt) is None
+    ids[:1999] = -1
+    assert head_of(X) is None  # too few rows are left to tell
 
 
 def test_lists_far_apart_are_served(instruction_set, rng):
@@ -510,8 +626,10 @@ def test_all_finite_sees_every_place(dtype, value):
 
 
 @pytest.mark.parametrize("case", ["normal", "long rows", "integers", "zeros", "duplicates", "bytes"])
-@pytest.mark.parametrize("name", METRICS)
-def test_rows_come_to_free_places_and_go(instruction_set, name, case, rng):
+@pytest.mark.parametrize(
+    ("name", "n_axes"), [*((name, 0) for name in METRICS), ("euclidean", 6), ("cosine", 6)]
+)
+def test_rows_come_to_free_places_and_go(instruction_set, name, n_axes, case, rng):
     metric = Metric(name)
     X = rows_of(case, (500, 13), np.float32, rng)
     X[::200] *= 40  # strays
@@ -520,7 +638,8 @@ def test_rows_come_to_free_places_and_go(instruction_set, name, case, rng):
     new = np.sort(rng.choice(500, 60, replace=False))
     before, others = ids.copy(), X.copy()
     before[new], others[new] = -1, 0
-    planes = list_planes.pack_lists(metric, others, offsets, before)
+    head = any_head(metric, others, n_axes) if n_axes else None
+    planes = list_planes.pack_lists(metric, others, offsets, before, head=head)
     queries = metric.queries(rows_of(case, (30, 13), np.float32, rng))
     least, probes = 28 if case != "zeros" else 0, all_lists(30, 10, rng)
     assert assert_same_search(metric, planes, queries, 4, probes) >= least
@@ -529,7 +648,7 @@ def test_rows_come_to_free_places_and_go(instruction_set, name, case, rng):
     if added is None:  # too many strays are new
         assert case in ("long rows", "zeros")
         return
-    assert added.codes is planes.codes
+    assert added.points.codes is planes.points.codes
     assert assert_same_search(metric, added, queries, 4, probes) >= least
     gone = rng.choice(500, 80, replace=False)
     ids = ids.copy()

@@ -14,6 +14,7 @@ from skivfpq._algorithms.assignment import nearest_labels
 from skivfpq._algorithms.blocks import as_float_rows, row_sq_distances
 from skivfpq._algorithms.center_planes import QUERIES, CenterPlanes
 from skivfpq._algorithms.codebooks import rotate
+from skivfpq._algorithms.heads import head_of_rows
 from skivfpq._algorithms.inverted_lists import InvertedLists
 from skivfpq._algorithms.list_codes import CodedLists, CodeScan, Coding, ListCodes
 from skivfpq._algorithms.list_planes import (
@@ -169,7 +170,9 @@ class InvertedFile:
             return CodedLists.of(self.coding, lists)
         if lists.n_rows == 0:
             return None
-        return pack_lists(self.metric, lists.rows["vectors"], lists.offsets, lists.ids, n_threads)
+        vectors = lists.rows["vectors"]
+        head = head_of_rows(self.metric, vectors, lists.offsets, lists.ids, self.centers, n_threads)
+        return pack_lists(self.metric, vectors, lists.offsets, lists.ids, n_threads, head)
 
     def _some_rows(self):
         """Rows (n, n_features) that are like queries, or None where there are none."""

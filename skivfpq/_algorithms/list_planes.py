@@ -8,7 +8,7 @@ import numpy as np
 from skivfpq import _kernels
 from skivfpq._algorithms import blocks
 from skivfpq._algorithms.inverted_lists import BLOCK, list_of
-from skivfpq._algorithms.planes import LONG, SCALED, WIDEST, aligned, all_features
+from skivfpq._algorithms.planes import LONG, SCALED, WIDEST, aligned, all_features, empty_fine
 from skivfpq._algorithms.search import nearest_rows
 
 ABSENT = 1_000_000_000  # the term of places without a row, and of rows that are not to be found
@@ -22,37 +22,87 @@ NONE = np.empty(0, dtype=np.intp)
 
 
 @dataclass(frozen=True, eq=False)
-class ListPlanes:
-    """Rows list by list, and their int8 points in blocks of 16; each list starts with a new block.
+class Points:
+    """int8 points a of rows x: x, or y(x) by an embedding, is origin + scale a + e, |e| at most error.
 
-    A row is x = origin + scale a + e, |e| at most error, a its point; strays, which are too long or
-    too large for that, are found by exact keys alone.
+    In blocks of 16 rows, list by list, each list starting with a new block; or row by row.
+    """
+
+    quantizer: object  # Levels or Bytes, for rows to come
+    codes: np.ndarray  # (n_blocks, units, lanes, 4) uint8
+    terms: np.ndarray  # (n_blocks, lanes) int32, half of |a|^2, in the unit of scores
+    query_scale: float
+    error: float
+    longest: float  # of scale a
+
+    @property
+    def origin(self):
+        """(n_features,) float32."""
+        return self.quantizer.origin
+
+    @property
+    def scale(self):
+        """Of a."""
+        return self.quantizer.scale
+
+    @property
+    def width(self):
+        """Coordinates of a point."""
+        return self.quantizer.width
+
+    @property
+    def head(self):
+        """The embedding that points are by, or None for all features."""
+        return self.quantizer.head
+
+    @property
+    def nbytes(self):
+        """Bytes of the points and their terms."""
+        return self.codes.nbytes + self.terms.nbytes
+
+    def without(self, places):
+        """Points of which those at some places are not found."""
+        terms = self.terms.copy()
+        terms.reshape(-1)[places] = ABSENT
+        return replace(self, terms=terms)
+
+    def adding(self, places, others):
+        """Points with others at free places: their codes are written, their terms to a copy."""
+        lanes, own = self.codes.shape[2], np.arange(len(places))
+        own_lanes = others.codes.shape[2]
+        self.codes[places // lanes, :, places % lanes] = others.codes[own // own_lanes, :, own % own_lanes]
+        terms = self.terms.copy()
+        terms.reshape(-1)[places] = others.terms.reshape(-1)[own]
+        error, longest = max(self.error, others.error), max(self.longest, others.longest)
+        return replace(self, terms=terms, error=error, longest=longest)
+
+
+@dataclass(frozen=True, eq=False)
+class ListPlanes:
+    """Rows list by list, and their int8 points, which are scanned.
+
+    Where a head of the rows excludes most of them, the points are of that, and the rows that they leave are
+    known by points of all features. Strays, too long or too large for points, are found by exact keys alone.
     """
 
     metric: str  # "distance", "cosine" or "product"
     vectors: np.ndarray  # (n_places, n_features) as they are kept
     offsets: np.ndarray  # (n_lists + 1,) where each list starts
     ids: np.ndarray  # (n_places,) int32, row numbers, -1 where there is no row
-    codes: np.ndarray  # (n_blocks, units, 16, 4) uint8
     blocks: np.ndarray  # (n_lists + 1,) the first block of each list
-    terms: np.ndarray  # (n_blocks, 16) int32, half of |a|^2, in the unit of scores
+    points: Points  # in blocks
+    whole: Points | None  # row by row, all features of rows whose points are of a head
     strays: np.ndarray  # positions
     stray_offsets: np.ndarray  # (n_lists + 1,)
-    origin: np.ndarray  # (n_features,) float32
-    scale: float
-    query_scale: float
-    error: float
-    longest: float  # of scale a
-    quantizer: object  # Levels or Bytes, for rows to come
-    fine: tuple | None = None  # int16 points, of pack_fine
-    head: object = None  # the Embedding that points are of, of centers alone; None: all features
     odd: np.ndarray | None = None  # (n_places / 8,) uint8, of Bytes: a bit for each term that lost a half
+    fine: tuple | None = None  # int16 points, of pack_fine
     n_first_strays: int = 0  # when all were packed
 
     @property
     def nbytes(self):
         """Bytes of the points and their terms."""
-        return self.codes.nbytes + self.terms.nbytes + (0 if self.odd is None else self.odd.nbytes)
+        whole = 0 if self.whole is None else self.whole.nbytes
+        return self.points.nbytes + whole + (0 if self.odd is None else self.odd.nbytes)
 
     @cached_property
     def packed(self):
@@ -70,25 +120,18 @@ class ListPlanes:
         ids : (n_places,) row numbers, those of the new ones included
         """
         own = np.array([0, len(positions)])
-        part = _pack(metric, self.vectors[positions], own, ids[positions], self.quantizer, 1)
-        places, inside = self._places_of(positions), np.arange(len(positions))
-        self.codes[places // BLOCK, :, places % BLOCK] = part.codes[inside // BLOCK, :, inside % BLOCK]
-        terms = self.terms.copy()
-        terms.reshape(-1)[places] = part.terms.reshape(-1)[inside]
+        quantizers = [points.quantizer for points in (self.points, self.whole) if points is not None]
+        part = _pack(metric, self.vectors[positions], own, ids[positions], *quantizers)
         strays = np.sort(np.concatenate([self.strays, positions[part.strays]]))
+        points = self.points.adding(self._places_of(positions), part.points)
+        whole = None if self.whole is None else self.whole.adding(positions, part.whole)
         if len(strays) > self.n_first_strays + MOST_STRAYS * len(ids):
             return None  # the scale has become too small
         odd = None if self.odd is None else _bits(self)
         if odd is not None:
             odd[positions] = _bits(part)
-        return replace(
-            self._with_strays(strays),
-            ids=ids,
-            terms=terms,
-            error=max(self.error, part.error),
-            longest=max(self.longest, part.longest),
-            odd=None if odd is None else np.packbits(odd, bitorder="little"),
-        )
+            odd = np.packbits(odd, bitorder="little")
+        return replace(self._with_strays(strays), ids=ids, points=points, whole=whole, odd=odd)
 
     def without(self, ids, positions):
         """Planes in which the rows at some positions are not found any more."""
@@ -97,9 +140,7 @@ class ListPlanes:
 
     def _less(self, absent, strays):
         """Planes without the rows at some places of the blocks, of whose strays these are left."""
-        terms = self.terms.copy()
-        terms.reshape(-1)[absent] = ABSENT
-        return replace(self._with_strays(strays), terms=terms)
+        return replace(self._with_strays(strays), points=self.points.without(absent))
 
     def _with_strays(self, strays):
         return replace(self, strays=strays, stray_offsets=np.searchsorted(strays, self.offsets))
@@ -197,64 +238,74 @@ def _search_one_list(metric, queries, planes, k, n_threads):
 
 
 @np.errstate(over="ignore", invalid="ignore")
-def pack_lists(metric, vectors, offsets, ids, n_threads=1, head=None, whole=True):
+def pack_lists(metric, vectors, offsets, ids, n_threads=1, head=None, fine=False):
     """Planes of vectors (n_rows, n_features), list by list; None where int8 points cannot serve.
 
     metric : search.Metric
     ids : (n_places,) row numbers, -1 where there is no row
-    head : Embedding that the points are of, or None for all features
-    whole : whether rows may turn out to hold integers
+    head : Embedding by which rows are scanned, or None for all features
+    fine : whether rows, float64, are centers: known by int16 points too, and not taken for integers
     """
     if not _can_serve(vectors, ids):
         return None
     live = np.flatnonzero(ids >= 0)
     some = blocks.evenly(len(live), SCALED)
     sample = _rows(metric, vectors[some if len(live) == len(ids) else live[some]])
-    quantizer = (whole and not head and Bytes.of(sample)) or Levels.of(sample, head)
-    if not 1e-15 < quantizer.scale < 1e15:
+    quantizers = [] if head is None else [Levels.of(sample, head)]
+    if not (fine and head):
+        quantizers.append((None if fine else Bytes.of(sample)) or Levels.of(sample))
+    if not all(1e-15 < quantizer.scale < 1e15 for quantizer in quantizers):
         return None
-    return _pack(metric, vectors, offsets, ids, quantizer, n_threads)
+    planes = _pack(metric, vectors, offsets, ids, *quantizers, n_threads=n_threads)
+    if fine:
+        planes = replace(planes, fine=empty_fine(vectors.shape))
+        _kernels.native.pack_fine(vectors, planes.points.origin, *planes.fine)
+    return planes
 
 
-def _pack(metric, vectors, offsets, ids, quantizer, n_threads):
+def _pack(metric, vectors, offsets, ids, quantizer, whole=None, n_threads=1):
+    """Planes of rows by a quantizer or, where that is of a head, by another of all features too."""
     first_blocks = first_blocks_of(offsets)
     places = _places(offsets, first_blocks)
-    codes, sq_norms, errors = _pack_points(metric, vectors, places, first_blocks[-1], quantizer, n_threads)
-
+    packed = _pack_points(metric, vectors, places, first_blocks[-1], BLOCK, quantizer, n_threads)
+    packed_whole = whole and _pack_points(metric, vectors, np.arange(len(ids)), len(ids), 1, whole, n_threads)
     is_live = ids >= 0
-    is_stray = ~np.isfinite(errors) & is_live
+    is_point = np.isfinite(packed[-1]) & (True if whole is None else np.isfinite(packed_whole[-1]))
     if metric.is_cosine:
-        is_stray |= ~vectors.any(axis=1) & is_live  # their key is 1 whatever their point
-    query_scale = quantizer.scale / _kernels.native.query_levels(4 * codes.shape[1])
-    terms = np.full(len(codes) * BLOCK, ABSENT, dtype=np.int32)
-    odd = None
-    if metric.is_product:
-        terms[places] = 0
-    else:
-        terms[places], rests = np.divmod(quantizer.scale / query_scale * sq_norms, 2)
-        odd = np.packbits(rests > 0, bitorder="little") if isinstance(quantizer, Bytes) else None
-    is_scored = is_live & ~is_stray
-    terms[places[~is_scored]] = ABSENT
-    strays = np.flatnonzero(is_stray)
+        is_point &= vectors.any(axis=1)  # of the others the key is 1 whatever their point
+    is_scored = is_live & is_point
+    points, rests = _points(metric, quantizer, places, is_scored, *packed)
+    if whole:
+        whole, rests = _points(metric, whole, np.arange(len(ids)), is_scored, *packed_whole)
+    integers = not metric.is_product and isinstance((whole or points).quantizer, Bytes)
+    strays = np.flatnonzero(is_live & ~is_point)
     return ListPlanes(
         kernel_name(metric),
         vectors,
         offsets,
         ids,
-        codes,
         first_blocks,
-        terms.reshape(-1, BLOCK),
+        points,
+        whole,
         strays,
         np.searchsorted(strays, offsets),
-        quantizer.origin,
-        quantizer.scale,
-        query_scale,
-        float(errors[is_scored].max(initial=0)),
-        float(quantizer.scale * np.sqrt(sq_norms[is_scored].max(initial=0))) * (1 + 1e-9),
-        quantizer,
-        odd=odd,
+        odd=np.packbits(rests > 0, bitorder="little") if integers else None,
         n_first_strays=len(strays),
     )
+
+
+def _points(metric, quantizer, places, is_scored, codes, sq_norms, errors):
+    """Points of packed rows, of which some are scored, and what their terms have lost, (n_rows,)."""
+    query_scale = quantizer.scale / _kernels.native.query_levels(4 * codes.shape[1])
+    terms, rests = np.full(codes.shape[0] * codes.shape[2], ABSENT, dtype=np.int32), 0
+    if metric.is_product:
+        terms[places] = 0
+    else:
+        terms[places], rests = np.divmod(quantizer.scale / query_scale * sq_norms, 2)
+    terms[places[~is_scored]] = ABSENT
+    error = float(errors[is_scored].max(initial=0))
+    longest = float(quantizer.scale * np.sqrt(sq_norms[is_scored].max(initial=0))) * (1 + 1e-9)
+    return Points(quantizer, codes, terms.reshape(len(codes), -1), query_scale, error, longest), rests
 
 
 def _bits(planes):
@@ -267,14 +318,14 @@ def first_blocks_of(offsets):
     return np.concatenate([[0], np.cumsum(-(-np.diff(offsets) // BLOCK))])
 
 
-def _pack_points(metric, vectors, places, n_blocks, quantizer, n_threads):
-    """Codes (n_blocks, units, 16, 4), and of each row |a|^2 and |e|, inf where it has no point, (n_rows,)."""
+def _pack_points(metric, vectors, places, n_blocks, lanes, quantizer, n_threads):
+    """Codes (n_blocks, units, lanes, 4); |a|^2 and |e| of rows (n_rows,), inf where there is no point."""
     n_rows, multiple = len(vectors), _kernels.native.scan_shape()[2]
-    codes = aligned((n_blocks, -(-quantizer.width // (4 * multiple)) * multiple, BLOCK, 4))
+    codes = aligned((n_blocks, -(-quantizer.width // (4 * multiple)) * multiple, lanes, 4))
     sq_norms, errors = np.empty(n_rows, dtype=np.int32), np.empty(n_rows, dtype=np.float32)
 
     def pack(part):
-        first, last = part.start * BLOCK, part.stop * BLOCK
+        first, last = part.start * lanes, part.stop * lanes
         rows = slice(*np.searchsorted(places, [first, last]))
         inside = places[rows] - first
         sq_norms[rows], errors[rows] = quantizer.pack(_rows(metric, vectors[rows]), inside, codes[part])
@@ -290,6 +341,7 @@ class Levels:
     def __init__(self, embedding, scale):
         self.embedding, self.scale, self.origin = embedding, scale, embedding.origin
         self.width = embedding.width
+        self.head = None if embedding.axes is None else embedding
 
     @classmethod
     def of(cls, sample, head=None):
@@ -298,8 +350,8 @@ class Levels:
         return cls(embedding, _scale(embedding(sample)[0]))
 
     def pack(self, rows, places, codes):
-        """Write the codes (n_blocks, units, 16, 4) of rows at some of the places; |a|^2 and |e| of each."""
-        shape = len(codes) * BLOCK, self.embedding.width
+        """Write the codes (n_blocks, units, lanes, 4) of rows at some places; |a|^2 and |e| of each."""
+        shape = len(codes) * codes.shape[2], self.embedding.width
         Y, bounds = np.zeros(shape, dtype=np.float32), np.zeros(shape[0], dtype=np.float32)
         Y[places], bounds[places] = self.embedding(rows)
         norms, errors = np.empty(shape[0], dtype=np.int32), np.empty(shape[0], dtype=np.float32)
@@ -310,7 +362,7 @@ class Levels:
 class Bytes:
     """The same of rows that hold integers within 256 of each other, of any dtype: without any error."""
 
-    scale = 1.0
+    scale, head = 1.0, None
 
     def __init__(self, lowest, n_features):
         self.lowest, self.origin = lowest, np.full(n_features, lowest + 128, dtype=np.float32)
@@ -336,9 +388,10 @@ class Bytes:
         """As ``Levels.pack``."""
         shifted = np.clip(rows - rows.dtype.type(self.lowest), 0, 255)
         whole = shifted.astype(np.uint8)
-        padded = np.full((len(codes) * BLOCK, 4 * codes.shape[1]), 128, dtype=np.uint8)
+        n_blocks, units, lanes, _ = codes.shape
+        padded = np.full((n_blocks * lanes, 4 * units), 128, dtype=np.uint8)
         padded[places, : rows.shape[1]] = whole
-        codes[:] = padded.reshape(len(codes), BLOCK, -1, 4).transpose(0, 2, 1, 3)
+        codes[:] = padded.reshape(n_blocks, lanes, units, 4).transpose(0, 2, 1, 3)
         centered = shifted - shifted.dtype.type(128)
         sq_norms = np.einsum("ij,ij->i", centered, centered, dtype=np.float64)  # whole, below 2^28
         return sq_norms, np.where(self.serves(rows), 0, np.inf)

@@ -22,7 +22,7 @@ typedef struct {
 
 /* The two sets of a query. */
 typedef struct {
-    query_point point;
+    query_point point, head; /* point: whose scores wait; head: what is scanned first where rows are known by heads too */
     int32_t number, n_waiting, n_found, seen; /* seen: the list that has been scanned before others, or -1 */
     waiting_row *waiting; /* (capacity,) */
     found_row *found;    /* (k,) a heap, the farthest on top */
@@ -35,6 +35,11 @@ typedef struct {
     int64_t k, capacity;
     double *query, *row; /* (d,) of the query that rows are evaluated for */
 } ranking;
+
+/* Rows of greater keys cannot win: raises the thresholds. Returns 0 where that does not fit. */
+static int raise_thresholds(const ranking *by, query_state *q, double key) {
+    return set_threshold(&q->point, key) && (!by->lists->whole || set_threshold(&q->head, key));
+}
 
 /* ---- rows found: a heap, the farthest on top */
 
@@ -63,7 +68,7 @@ static void add_found(const ranking *by, query_state *q, int64_t position, doubl
         if (++q->n_found < by->k) return;
     } else if (is_farther(q->found[0], row)) sink(q->found, by->k, 0, row);
     else return;
-    set_threshold(&q->point, q->found[0].key);
+    raise_thresholds(by, q, q->found[0].key);
 }
 
 static void evaluate(const ranking *by, query_state *q, int64_t position) {
@@ -81,7 +86,7 @@ static void drop_hopeless(const ranking *by, query_state *q) {
     if (q->n_waiting >= by->k) {
         select_best(q->waiting, q->n_waiting, by->k);
         for (int64_t i = 0; i < by->k; i++) kth = q->waiting[i].score < kth ? q->waiting[i].score : kth;
-        set_threshold(&q->point, highest_key(&q->point, kth));
+        raise_thresholds(by, q, highest_key(&q->point, kth));
     }
     for (int64_t i = 0; i < q->n_waiting; i++)
         if (q->waiting[i].score >= q->point.threshold) q->waiting[n++] = q->waiting[i];

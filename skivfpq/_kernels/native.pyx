@@ -81,6 +81,16 @@ cdef extern from "search.h":
         double reach
         double rounding
         const uint8_t *allowed
+    ctypedef struct skivfpq_points:
+        const uint8_t *codes
+        const int32_t *terms
+        int64_t units
+        const float *origin
+        double scale
+        double query_scale
+        double error
+        double longest
+        const skivfpq_embedding *embedding
     ctypedef struct skivfpq_lists:
         const void *vectors
         int kind
@@ -89,20 +99,13 @@ cdef extern from "search.h":
         const int64_t *offsets
         int64_t n_lists
         const int32_t *ids
-        const uint8_t *codes
         const int64_t *blocks
-        const int32_t *terms
+        skivfpq_points points
+        const skivfpq_points *whole
         const int64_t *strays
         const int64_t *stray_offsets
-        int64_t units
-        const float *origin
-        double scale
-        double query_scale
-        double error
-        double longest
         const uint8_t *odd
         const skivfpq_coded *coded
-        const skivfpq_embedding *head
     ctypedef struct skivfpq_queries:
         const void *values
         int is_f64
@@ -1057,11 +1060,28 @@ KINDS = ("float64", "float32", "float16", "int8", "uint8")  # and CODED
 CODED = 5
 
 
+cdef skivfpq_points points_of(points, int64_t n_features, int64_t lanes) except *:
+    """Points of list_planes.py, in blocks of so many rows; the arrays behind its pointers are kept alive by them."""
+    cdef skivfpq_points p
+    cdef const uint8_t[:, :, :, ::1] codes = points.codes
+    cdef const int32_t[:, ::1] terms = points.terms
+    cdef const float[::1] origin = points.origin
+    if (origin.shape[0] != n_features or 4 * codes.shape[1] < points.width or codes.shape[2] != lanes or codes.shape[3] != 4
+            or codes.shape[1] % kernels.scan_shape.units_multiple or codes.shape[0] == 0
+            or terms.shape[0] != codes.shape[0] or terms.shape[1] != lanes):
+        raise ValueError("search: shapes of the points do not fit together.")
+    p.codes, p.terms, p.units, p.origin = &codes[0, 0, 0, 0], &terms[0, 0], codes.shape[1], &origin[0]
+    p.scale, p.query_scale, p.error, p.longest = points.scale, points.query_scale, points.error, points.longest
+    p.embedding = NULL
+    return p
+
+
 cdef class PackedLists:
     """What the search kernels know of the rows of list_planes.ListPlanes: pointers, and the arrays behind them."""
     cdef skivfpq_lists lists
+    cdef skivfpq_points whole
     cdef skivfpq_fine_points fine
-    cdef skivfpq_embedding head
+    cdef skivfpq_embedding embedding
     cdef object arrays
 
     def __init__(self, planes):
@@ -1070,39 +1090,43 @@ cdef class PackedLists:
         cdef const int64_t[::1] offsets = planes.offsets, blocks = planes.blocks
         cdef const int64_t[::1] strays = planes.strays, stray_offsets = planes.stray_offsets
         cdef const int32_t[::1] ids = planes.ids
-        cdef const uint8_t[:, :, :, ::1] codes = planes.codes
-        cdef const int32_t[:, ::1] terms = planes.terms
-        cdef const float[::1] origin = planes.origin
         cdef const uint8_t[::1] odd
-        lists.d, lists.n_lists, lists.units = origin.shape[0], blocks.shape[0] - 1, codes.shape[1]
-        self.head.width = lists.d
-        if planes.head is not None:
-            self.head = embedding_of(planes.head, lists.d)
-            lists.head = &self.head
-            if self.head.axes == NULL or planes.metric == "product":
-                raise ValueError("search: a head must have axes, and the metric be a distance.")
-        if (planes.vectors.shape != (ids.shape[0], lists.d) or ids.shape[0] == 0 or 4 * lists.units < self.head.width
-                or lists.units % kernels.scan_shape.units_multiple or codes.shape[2] != 16 or codes.shape[3] != 4
+        lists.d, lists.n_lists = planes.vectors.shape[1], blocks.shape[0] - 1
+        lists.points = points_of(planes.points, lists.d, 16)
+        if (planes.vectors.shape[0] != ids.shape[0] or ids.shape[0] == 0
                 or offsets.shape[0] != blocks.shape[0] or stray_offsets.shape[0] != blocks.shape[0]
-                or terms.shape[0] != codes.shape[0] or terms.shape[1] != 16 or blocks[lists.n_lists] != codes.shape[0]
+                or blocks[lists.n_lists] != planes.points.codes.shape[0]
                 or offsets[lists.n_lists] != ids.shape[0] or stray_offsets[lists.n_lists] != strays.shape[0]):
             raise ValueError("search: shapes of the planes do not fit together.")
-        self.arrays = (planes.vectors, offsets, blocks, strays, stray_offsets, ids, codes, terms, origin, planes.fine,
-                       planes.head, planes.odd)
+        self.arrays = (planes.vectors, offsets, blocks, strays, stray_offsets, ids, planes.points, planes.whole,
+                       planes.fine, planes.odd)
         lists.vectors, lists.kind = &vectors[0], KINDS.index(planes.vectors.dtype.name)
         lists.metric = METRICS.index(planes.metric)
         lists.offsets, lists.blocks, lists.ids = &offsets[0], &blocks[0], &ids[0]
-        lists.codes, lists.terms, lists.origin = &codes[0, 0, 0, 0], &terms[0, 0], &origin[0]
         lists.strays, lists.stray_offsets = &strays[0] if strays.shape[0] else NULL, &stray_offsets[0]
-        lists.scale, lists.query_scale, lists.error = planes.scale, planes.query_scale, planes.error
-        lists.longest = planes.longest
+        if planes.points.head is not None:
+            self.set_head(planes)
         if planes.odd is not None:
             odd = planes.odd
             lists.odd = &odd[0]
-            if 8 * odd.shape[0] < ids.shape[0] or planes.scale != 1 or planes.error != 0:
+            whole = planes.whole or planes.points
+            if 8 * odd.shape[0] < ids.shape[0] or whole.scale != 1 or whole.error != 0:
                 raise ValueError("search: planes of integers must have a bit for each row, of scale 1 and without error.")
         if planes.fine is not None:
             self.fine = fine_points_of(planes.fine, ids.shape[0], lists.d)
+
+    cdef int set_head(self, planes) except -1:
+        """Of points by an embedding, and of the same by all features."""
+        self.embedding = embedding_of(planes.points.head, self.lists.d)
+        self.lists.points.embedding = &self.embedding
+        if self.embedding.axes == NULL or planes.metric == "product":
+            raise ValueError("search: a head must have axes, and the metric be a distance.")
+        if planes.whole is not None:
+            self.whole = points_of(planes.whole, self.lists.d, 1)
+            self.lists.whole = &self.whole
+            if planes.whole.codes.shape[0] != planes.vectors.shape[0] or planes.whole.head is not None:
+                raise ValueError("search: points by all features must be as many as rows.")
+        return 0
 
 
 cdef class PackedRows(PackedLists):
@@ -1214,6 +1238,11 @@ cdef char *scratch_of(int64_t size, list keep) except NULL:
     return <char *>&memory[0] + (64 - <size_t>&memory[0] % 64)
 
 
+cdef bint is_of_head(const skivfpq_lists *rows) noexcept:
+    """Whether rows are known by heads alone, as centers may be."""
+    return rows.points.embedding != NULL and rows.whole == NULL
+
+
 def search_lists(
     PackedLists rows,
     const floating[:, ::1] queries,   # IN (n_queries, n_features), as the metric sees them
@@ -1228,7 +1257,7 @@ def search_lists(
     cdef list keep = []
     cdef char *scratch
     if (probes.shape[0] != n or keys.shape[0] != n or positions.shape[0] != n or unserved.shape[0] != n
-            or positions.shape[1] != k or k == 0 or n_probes == 0 or rows.lists.head != NULL):
+            or positions.shape[1] != k or k == 0 or n_probes == 0 or is_of_head(&rows.lists)):
         raise ValueError("search_lists: shapes of queries, probes, keys and positions do not fit together.")
     scratch = scratch_of(kernels.search_lists(&rows.lists, &all, NULL, n_probes, k, NULL, NULL, NULL, NULL), keep)
     with nogil:
@@ -1287,7 +1316,7 @@ def search_index(
             raise ValueError("search_index: there must be as many turned queries as queries.")
     if (centers.lists.d != rows.lists.d or keys.shape[0] != n or positions.shape[0] != n or unserved.shape[0] != n
             or positions.shape[1] != k or k == 0 or centers.lists.offsets[1] != rows.lists.n_lists
-            or rows.lists.head != NULL):
+            or is_of_head(&rows.lists)):
         raise ValueError("search_index: shapes of queries, centers, rows, keys and positions do not fit together.")
     coarse = kernels.nearest_lists(&centers.lists, &centers.fine, &all, n_probes, NULL, NULL, NULL)
     fine = kernels.search_lists(&rows.lists, &turned, NULL, n_probes, k, NULL, NULL, NULL, NULL)

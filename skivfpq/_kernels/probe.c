@@ -46,7 +46,7 @@ static void set_fine(probing *p, int c) {
     const skivfpq_lists *l = p->centers;
     p->bases[c] = p->reaches[c] = 0;
     for (int64_t j = 0; j < l->d && l->metric == BY_PRODUCT; j++)
-        p->bases[c] += p->query[j] * l->origin[j], p->reaches[c] += fabs(p->query[j] * l->origin[j]);
+        p->bases[c] += p->query[j] * l->points.origin[j], p->reaches[c] += fabs(p->query[j] * l->points.origin[j]);
     PACK_FINE(p->query, 1, 1, l->d, p->fine_origin, p->fine_codes + c * l->d, p->fine_scales + c, p->fine_errors + c,
               p->fine_sq_norms + c);
 }
@@ -59,12 +59,12 @@ static int set_queries(probing *p, const skivfpq_queries *queries, int64_t first
     for (int c = 0; c < n; c++) {
         load_query(queries, first + c, l->d, p->query);
         set_fine(p, c);
-        if (!l->head) set_query(l, p->query, p->levels + c * 4 * l->units, p->points + c);
+        if (!l->points.embedding) set_query(l, &l->points, p->query, p->levels + c * 4 * l->points.units, p->points + c);
     }
-    if (!l->head) return 1;
-    if (EMBED_FINE(&fine, n, l->d, l->head, p->heads, bounds) != 0) return 0;
+    if (!l->points.embedding) return 1;
+    if (EMBED_FINE(&fine, n, l->d, l->points.embedding, p->heads, bounds) != 0) return 0;
     for (int c = 0; c < n; c++)
-        set_head(l, p->heads + c * l->head->width, bounds[c], p->levels + c * 4 * l->units, p->points + c);
+        set_head(l, &l->points, p->heads + c * l->points.embedding->width, bounds[c], p->levels + c * 4 * l->points.units, p->points + c);
     return 1;
 }
 
@@ -118,11 +118,12 @@ static void choose(probing *p, int64_t n, double error, int32_t *probes) {
     const double *nearness = p->nearness;
     int32_t *ranks = p->ranks;
     double lowest = nearness[0], highest = nearness[0], low, high;
-    int64_t n_probes = p->n_probes, n_sure = 0, n_open = 0, first = 0;
+    int64_t n_probes = p->n_probes, n_sure = 0, n_open = 0, first = 0, n_sooner = 0;
     for (int64_t i = 1; i < n; i++)
         lowest = nearness[i] < lowest ? nearness[i] : lowest, highest = nearness[i] > highest ? nearness[i] : highest;
     double unit = rank_nearness(nearness, n, lowest, highest, ranks);
     double last = highest - unit * kth_score(ranks, (n + 15) / 16 * 16, n_probes, 0); /* the last's, if unit less */
+    int32_t sooner = n_probes > SOONER ? kth_score(ranks, (n + 15) / 16 * 16, SOONER, 0) : INT32_MAX;
     if (p->centers->metric == BY_PRODUCT) low = last - unit - 2 * error, high = last + 2 * error;
     else {
         double distance = sqrt(fmax(last, 0)) + 2 * error, below = sqrt(fmax(last - unit, 0)) - 2 * error;
@@ -131,8 +132,10 @@ static void choose(probing *p, int64_t n, double error, int32_t *probes) {
     for (int64_t i = 0; i < n; i++) {
         if (nearness[i] > high + unit) continue;
         if (nearness[i] < low - unit) {
-            if (nearness[i] == lowest) first = n_sure;
-            probes[n_sure++] = p->near[i];
+            int64_t place = n_sure++;
+            if (ranks[i] >= sooner && n_sooner < SOONER) probes[place] = probes[n_sooner], place = n_sooner++;
+            if (nearness[i] == lowest) first = place;
+            probes[place] = p->near[i];
         } else p->open[n_open++] = (candidate){nearness[i], p->near[i]};
     }
     if (n_open > n_probes - n_sure) {
@@ -173,14 +176,14 @@ static int probe_lists(probing *p, int c, const int32_t *scores, int32_t *probes
 
 int64_t NEAREST_LISTS(const skivfpq_lists *centers, const skivfpq_fine_points *fine, const skivfpq_queries *queries,
                       int64_t n_probes, int32_t *probes, uint8_t *unserved, char *scratch) {
-    int64_t n = queries->n, width = centers->units * 4, places = centers->blocks[1] * BLOCK, used = 0;
+    int64_t n = queries->n, width = centers->points.units * 4, places = centers->blocks[1] * BLOCK, used = 0;
     int64_t n_places = places + centers->stray_offsets[1] + 16;
     const query_point *points[COLUMNS];
     const column_level *levels[COLUMNS];
     probing p = {.centers = centers, .fine = fine, .n_probes = n_probes};
     column_level *panel = take(scratch, &used, sizeof(column_level) * COLUMNS * width);
     p.levels = take(scratch, &used, sizeof(column_level) * COLUMNS * width);
-    p.heads = take(scratch, &used, sizeof(float) * COLUMNS * (centers->head ? centers->head->width : 0));
+    p.heads = take(scratch, &used, sizeof(float) * COLUMNS * (centers->points.embedding ? centers->points.embedding->width : 0));
     p.scores = take(scratch, &used, sizeof(int32_t) * (n < COLUMNS ? n : COLUMNS) * places);
     p.near = take(scratch, &used, sizeof(int32_t) * n_places);
     p.nearness = take(scratch, &used, sizeof(double) * n_places);
@@ -191,7 +194,7 @@ int64_t NEAREST_LISTS(const skivfpq_lists *centers, const skivfpq_fine_points *f
     p.query = take(scratch, &used, sizeof(double) * centers->d);
     p.row = take(scratch, &used, sizeof(double) * centers->d);
     if (!scratch) return used;
-    for (int64_t j = 0; j < centers->d; j++) p.fine_origin[j] = centers->metric == BY_PRODUCT ? 0 : centers->origin[j];
+    for (int64_t j = 0; j < centers->d; j++) p.fine_origin[j] = centers->metric == BY_PRODUCT ? 0 : centers->points.origin[j];
     for (int c = 0; c < COLUMNS; c++) points[c] = p.points + c, levels[c] = p.levels + c * width;
     memset(panel, 0, sizeof(column_level) * COLUMNS * width);
     memset(unserved, 1, n);
@@ -199,7 +202,7 @@ int64_t NEAREST_LISTS(const skivfpq_lists *centers, const skivfpq_fine_points *f
     for (int64_t first = 0; first < n; first += COLUMNS) {
         int n_queries = n - first < COLUMNS ? (int)(n - first) : COLUMNS;
         if (!set_queries(&p, queries, first, n_queries)) break;
-        fill_panel(levels, n_queries, centers->units, panel);
+        fill_panel(levels, n_queries, centers->points.units, panel);
         score_all(centers, 0, centers->blocks[1], points, n_queries, panel, p.scores);
         for (int c = 0; c < n_queries; c++) {
             load_query(queries, first + c, centers->d, p.query);

@@ -56,46 +56,48 @@ static query_sums round_query(const double *values, int64_t units, double scale,
 /* A point (4 units,) of coordinates (4 units,) of a query, which are off by bound at most, and what its scores mean.
  * Values beyond the scale are cut off: the bound knows. base, reach: the product with the origin, and that of sizes,
  * where the metric is one. */
-static void set_point(const skivfpq_lists *l, const double *values, double bound, double scale, double base,
-                      double reach, column_level *point, query_point *q) {
+static void set_point(const skivfpq_lists *l, const skivfpq_points *p, const double *values, double bound, double scale,
+                      double base, double reach, column_level *point, query_point *q) {
     int is_product = l->metric == BY_PRODUCT;
-    query_sums sums = round_query(values, l->units, scale, point);
+    query_sums sums = round_query(values, p->units, scale, point);
     double length = sqrt(sums.sq_length) * (1 + ROUNDING) + TINY;
     double error = sqrt(sums.sq_error) * (1 + ROUNDING) + 1e-15 * length + bound + TINY;
     q->metric = l->metric, q->is_linear = is_product, q->sum = (int32_t)sums.sum;
-    q->is_exact = l->odd && l->metric == BY_DISTANCE && sums.sq_error == 0; /* if values are right to the last bit */
+    q->is_exact = l->odd && !p->embedding && l->metric == BY_DISTANCE && sums.sq_error == 0; /* if values are exact */
     if (is_product) {
-        q->base = base, q->unit = l->scale * scale;
-        q->slack = (l->longest * error + length * l->error) * (1 + ROUNDING);
-        q->slack += LARGEST_SUM_ERROR * (reach + length * l->longest);
+        q->base = base, q->unit = p->scale * scale;
+        q->slack = (p->longest * error + length * p->error) * (1 + ROUNDING);
+        q->slack += LARGEST_SUM_ERROR * (reach + length * p->longest);
     } else {
-        q->base = scale * scale * sums.sq_norm, q->unit = 2 * l->scale * scale;
-        q->slack = (l->error + error) * (1 + ROUNDING);
+        q->base = scale * scale * sums.sq_norm, q->unit = 2 * p->scale * scale;
+        q->slack = (p->error + error) * (1 + ROUNDING);
     }
-    double farthest = l->longest + scale * sqrt((double)sums.sq_norm);
+    double farthest = p->longest + scale * sqrt((double)sums.sq_norm);
     q->reach = (int32_t)fmin(farthest * farthest / q->unit + (is_product ? 4 : 4 - q->base / q->unit), LARGEST_SCORE);
     q->threshold = INT32_MIN;
 }
 
-static void set_query(const skivfpq_lists *l, const double *query, column_level *point, query_point *q) {
-    double values[4 * l->units], scale = l->query_scale, largest = 0, base = 0, reach = 0;
-    for (int64_t j = l->d; j < 4 * l->units; j++) values[j] = 0;
+static void set_query(const skivfpq_lists *l, const skivfpq_points *p, const double *query, column_level *point,
+                      query_point *q) {
+    double values[4 * p->units], scale = p->query_scale, largest = 0, base = 0, reach = 0;
+    for (int64_t j = l->d; j < 4 * p->units; j++) values[j] = 0;
     if (l->metric == BY_PRODUCT) {
         for (int64_t j = 0; j < l->d; j++) {
             values[j] = query[j], largest = fmax(largest, fabs(query[j]));
-            base += query[j] * l->origin[j], reach += fabs(query[j] * l->origin[j]);
+            base += query[j] * p->origin[j], reach += fabs(query[j] * p->origin[j]);
         }
-        scale = largest > TINY ? largest / (127 * query_levels(4 * l->units)) : 1; /* tiny ones are all error */
-    } else for (int64_t j = 0; j < l->d; j++) values[j] = query[j] - l->origin[j];
-    set_point(l, values, 0, scale, base, reach, point, q);
-    for (int64_t j = 0; j < l->d && q->is_exact; j++) q->is_exact = values[j] + l->origin[j] == query[j];
+        scale = largest > TINY ? largest / (127 * query_levels(4 * p->units)) : 1; /* tiny ones are all error */
+    } else for (int64_t j = 0; j < l->d; j++) values[j] = query[j] - p->origin[j];
+    set_point(l, p, values, 0, scale, base, reach, point, q);
+    for (int64_t j = 0; j < l->d && q->is_exact; j++) q->is_exact = values[j] + p->origin[j] == query[j];
 }
 
-/* The same of a point y of the head; one that is not finite says nothing. */
-static void set_head(const skivfpq_lists *l, const float *y, float bound, column_level *point, query_point *q) {
-    double values[4 * l->units];
-    for (int64_t j = 0; j < 4 * l->units; j++) values[j] = j < l->head->width && bound < INFINITY ? y[j] : 0;
-    set_point(l, values, bound, l->query_scale, 0, 0, point, q);
+/* The same of y, for points of an embedding; one that is not finite says nothing. */
+static void set_head(const skivfpq_lists *l, const skivfpq_points *p, const float *y, float bound, column_level *point,
+                     query_point *q) {
+    double values[4 * p->units];
+    for (int64_t j = 0; j < 4 * p->units; j++) values[j] = j < p->embedding->width && bound < INFINITY ? y[j] : 0;
+    set_point(l, p, values, bound, p->query_scale, 0, 0, point, q);
 }
 
 /* Points (4 units,) of up to COLUMNS queries, side by side. */
@@ -122,9 +124,9 @@ static void score_all(const skivfpq_lists *l, int64_t first_block, int64_t n_blo
     for (int c = 0; c < COLUMNS; c++) starts[c] = INT32_MIN / 2;
     for (int c = 0; c < n; c++) lowest[c] = -points[c]->reach - 1, starts[c] = -128 * points[c]->sum - lowest[c];
     for (int64_t b = 0; b < n_blocks; b++) {
-        const int32_t *terms = l->terms + (first_block + b) * BLOCK;
-        const uint8_t *codes = l->codes + (first_block + b) * l->units * 64;
-        score_block(codes, panel, starts, l->units, n, terms, NULL, out, hits);
+        const int32_t *terms = l->points.terms + (first_block + b) * BLOCK;
+        const uint8_t *codes = l->points.codes + (first_block + b) * l->points.units * 64;
+        score_block(codes, panel, starts, l->points.units, n, terms, NULL, out, hits);
         for (int r = 0; r < BLOCK; r += LANES) {
             ints absent = *(const ints *)(terms + r) == ABSENT;
             for (int c = 0; c < n; c++) {
@@ -133,6 +135,36 @@ static void score_all(const skivfpq_lists *l, int64_t first_block, int64_t n_blo
             }
         }
     }
+}
+
+/* The score of a row of points that stand row by row. */
+static inline int32_t row_score(const skivfpq_points *p, int64_t row, const column_level *point, int32_t sum) {
+    const uint8_t *codes = p->codes + row * p->units * 4;
+    int64_t width = 4 * p->units, j = 0;
+    int32_t score = -128 * sum - p->terms[row];
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
+    __m512i sums = _mm512_setzero_si512();
+    for (; j + 64 <= width; j += 64) /* asm: GCC copies the sums around the intrinsic. */
+        asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(_mm512_loadu_si512(codes + j)), "m"(*(const __m512i_u *)(point + j)));
+    __mmask64 rest = ((uint64_t)1 << (width - j)) - 1;
+    if (j < width)
+        sums = _mm512_dpbusd_epi32(sums, _mm512_maskz_loadu_epi8(rest, codes + j), _mm512_maskz_loadu_epi8(rest, point + j));
+    return score + _mm512_reduce_add_epi32(sums);
+#elif defined(__AVX2__) && MOST_LEVELS == 2
+    __m256i sums = _mm256_setzero_si256();
+    for (; j + 16 <= width; j += 16) {
+        __m256i levels = _mm256_loadu_si256((const __m256i_u *)(point + j)); /* back in order: see UNIT_PLACE */
+        levels = _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(levels, 0xD8), 0xD8);
+        __m256i row16 = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i_u *)(codes + j)));
+        sums = _mm256_add_epi32(sums, _mm256_madd_epi16(row16, levels));
+    }
+    __m128i four = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
+    four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4E)), four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0xB1));
+    score += _mm_cvtsi128_si32(four);
+#endif
+    for (; j < width; j += 4)
+        for (int i = 0; i < 4; i++) score += codes[j + i] * point[j + UNIT_PLACE(i)];
+    return score;
 }
 
 #endif

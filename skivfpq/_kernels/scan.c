@@ -134,11 +134,15 @@ void PACK_FINE(const void *X, int is_f64, int64_t n, int64_t d, const float *ori
         const float *x32 = (const float *)X + i * d;
         const double *x64 = (const double *)X + i * d;
         for (int64_t j = 0; j < d; j++) v[j] = is_f64 ? (float)(x64[j] - (double)origin[j]) : x32[j] - origin[j];
-        lanes8 squares = {0}, sq_error = {0}, size;
+        lanes8 squares = {0}, sq_error = {0}, size, sizes = {0};
         float largest = 0, square = 0;
-        for (int64_t j = 0; j < d; j += 8) squares += *(lanes8 *)(v + j) * *(lanes8 *)(v + j);
-        for (int64_t j = 0; j < d; j++) largest = fabsf(v[j]) > largest ? fabsf(v[j]) : largest;
-        for (int l = 0; l < 8; l++) square += squares[l];
+        for (int64_t j = 0; j < d; j += 8) {
+            lanes8 value = *(lanes8 *)(v + j);
+            size = (lanes8)((ints8)value & INT32_MAX), squares += value * value;
+            ints8 larger = size > sizes;
+            sizes = (lanes8)((larger & (ints8)size) | (~larger & (ints8)sizes));
+        }
+        for (int l = 0; l < 8; l++) square += squares[l], largest = fmaxf(largest, sizes[l]);
         float scale = 0;
         if (largest >= FINE_LEAST && square < INFINITY)
             scale = fmaxf(sqrtf(square) / FINE_LENGTH, largest / (FINE_LARGEST - 1));

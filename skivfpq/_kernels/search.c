@@ -8,13 +8,21 @@
 int64_t QUERY_LEVELS(int64_t width) { return query_levels(width); }
 
 #define FIRST_BLOCKS 64 /* of the nearest list, whose scores give the first threshold */
+#define NEAR 128        /* rows that heads let pass, looked at together */
+#define NEARER 8        /* of them, fetched before they are needed */
+#define EMBEDDED 64     /* queries at a time */
+
 
 typedef struct {
     ranking rank;
     query_state *states;
     waiting_row *waiting; /* (n_queries, capacity) */
     found_row *found;    /* (n_queries, k) */
-    column_level *points; /* (n_queries, 4 units) b */
+    column_level *points; /* (n_queries, 4 units) b, which are scanned */
+    column_level *wholes; /* (n_queries, 4 units of whole) the same by all features, points where there are no heads */
+    float *heads, *bounds; /* (EMBEDDED, width of heads), (EMBEDDED,) */
+    int32_t near_positions[NEAR], near_queries[NEAR]; /* of rows that heads let pass */
+    int n_near;
     column_level *panel; /* of COLUMNS queries */
     int32_t *scores;     /* (COLUMNS, places of FIRST_BLOCKS) */
     int32_t *places;     /* (places of FIRST_BLOCKS,) */
@@ -24,29 +32,45 @@ typedef struct {
     int64_t n_nearest;
 } search;
 
-/* The score of a row of a block. */
-static int32_t plain_score(const skivfpq_lists *l, int64_t block, int r, const column_level *point, int32_t sum) {
-    const uint8_t *codes = l->codes + block * l->units * 64 + r * 4;
-    int32_t score = -128 * sum - l->terms[block * BLOCK + r];
-    for (int64_t u = 0; u < l->units; u++, codes += 64, point += 4)
+/* The score of a row of a list, by all features. */
+static int32_t plain_score(const search *s, int64_t list, int64_t number, int32_t query) {
+    const skivfpq_lists *l = s->rank.lists;
+    const skivfpq_points *p = &l->points;
+    int32_t sum = s->states[query].point.sum, score;
+    if (l->whole) return row_score(l->whole, l->offsets[list] + number, s->wholes + query * l->whole->units * 4, sum);
+    int64_t place = l->blocks[list] * BLOCK + number;
+    const uint8_t *codes = p->codes + place / BLOCK * p->units * 64 + place % BLOCK * 4;
+    const column_level *point = s->points + query * p->units * 4;
+    score = -128 * sum - p->terms[place];
+    for (int64_t u = 0; u < p->units; u++, codes += 64, point += 4)
         for (int i = 0; i < 4; i++) score += codes[i] * point[UNIT_PLACE(i)];
     return score;
+}
+
+/* Scores OUT (n, n_blocks * 16) of the first blocks of a list, by all features; -ABSENT where there is no row. */
+static void score_nearest(search *s, int64_t list, int64_t n_blocks, const int32_t *queries, int n) {
+    const skivfpq_lists *l = s->rank.lists;
+    const int32_t *terms = l->points.terms + l->blocks[list] * BLOCK;
+    const query_point *points[COLUMNS];
+    for (int c = 0; c < n; c++) points[c] = &s->states[queries[c]].point;
+    if (!l->whole) score_all(l, l->blocks[list], n_blocks, points, n, s->panel, s->scores);
+    else for (int c = 0; c < n; c++)
+        for (int64_t i = 0; i < n_blocks * BLOCK; i++)
+            s->scores[c * n_blocks * BLOCK + i] = terms[i] == ABSENT ? -ABSENT : plain_score(s, list, i, queries[c]);
 }
 
 /* Thresholds to start with: the k-th best of the nearest list, or of the first of its rows. Where those are all, they
  * wait at once, and the list has been seen. queries: their numbers. */
 static void see_nearest(search *s, int64_t list, const int32_t *queries, int n) {
     const skivfpq_lists *l = s->rank.lists;
-    int64_t first = l->blocks[list], all = l->blocks[list + 1] - first, n_blocks = all, places;
-    const query_point *points[COLUMNS];
-    n_blocks = n_blocks < FIRST_BLOCKS ? n_blocks : FIRST_BLOCKS, places = n_blocks * BLOCK;
-    for (int c = 0; c < n; c++) points[c] = &s->states[queries[c]].point;
-    score_all(l, first, n_blocks, points, n, s->panel, s->scores);
+    int64_t all = l->blocks[list + 1] - l->blocks[list], n_blocks = all < FIRST_BLOCKS ? all : FIRST_BLOCKS;
+    int64_t places = n_blocks * BLOCK;
+    score_nearest(s, list, n_blocks, queries, n);
     for (int c = 0; c < n; c++) {
         query_state *q = s->states + queries[c];
         const int32_t *scores = s->scores + c * places;
         if (count_from(scores, places, 1 - ABSENT) < s->rank.k) continue;
-        set_threshold(&q->point, highest_key(&q->point, kth_score(scores, places, s->rank.k, s->rank.k / 8)));
+        raise_thresholds(&s->rank, q, highest_key(&q->point, kth_score(scores, places, s->rank.k, s->rank.k / 8)));
         if (q->point.threshold == INT32_MIN || n_blocks < all) continue;
         int64_t n_left = places_between(scores, places, q->point.threshold, INT32_MAX, s->places);
         for (int64_t i = 0; i < n_left; i++)
@@ -56,50 +80,108 @@ static void see_nearest(search *s, int64_t list, const int32_t *queries, int n) 
 }
 
 /* Where that list cannot tell: the worst of the first k rows of the nearest lists. */
-static int set_any_threshold(search *s, int64_t query, const int32_t *probes, int64_t n_probes) {
+static int set_any_threshold(search *s, int32_t query, const int32_t *probes, int64_t n_probes) {
     const skivfpq_lists *l = s->rank.lists;
     query_state *q = s->states + query;
-    const column_level *point = s->points + query * l->units * 4;
     int32_t kth = INT32_MAX;
     int64_t n = 0;
-    for (int64_t p = 0; p < n_probes && probes[p] >= 0 && n < s->rank.k; p++)
-        for (int64_t b = l->blocks[probes[p]]; b < l->blocks[probes[p] + 1]; b++)
-            for (int r = 0; r < BLOCK && n < s->rank.k; r++) {
-                if (l->terms[b * BLOCK + r] == ABSENT) continue;
-                int32_t score = plain_score(l, b, r, point, q->point.sum);
-                kth = score < kth ? score : kth, n++;
-            }
-    return n == s->rank.k && set_threshold(&q->point, highest_key(&q->point, kth));
+    for (int64_t p = 0; p < n_probes && probes[p] >= 0 && n < s->rank.k; p++) {
+        const int32_t *terms = l->points.terms + l->blocks[probes[p]] * BLOCK;
+        for (int64_t i = 0; i < l->offsets[probes[p] + 1] - l->offsets[probes[p]] && n < s->rank.k; i++) {
+            if (terms[i] == ABSENT) continue;
+            int32_t score = plain_score(s, probes[p], i, query);
+            kth = score < kth ? score : kth, n++;
+        }
+    }
+    return n == s->rank.k && raise_thresholds(&s->rank, q, highest_key(&q->point, kth));
 }
 
 /* ---- the scan */
 
+static inline void fetch_whole(const skivfpq_points *whole, int64_t row) {
+    int64_t size = whole->units * 4;
+    for (int64_t byte = 0; byte < size; byte += 64) __builtin_prefetch(whole->codes + row * size + byte);
+}
+
+/* Rows whose heads let them pass, by all features. Without a branch until it is known which of them do again. */
+static void look_closer(search *s) {
+    const skivfpq_points *whole = s->rank.lists->whole;
+    int32_t scores[NEAR], passing[NEAR], n = 0;
+    for (int i = 0; i < NEARER && i < s->n_near; i++) fetch_whole(whole, s->near_positions[i]);
+    for (int i = 0; i < s->n_near; i++) {
+        int32_t query = s->near_queries[i];
+        const query_point *point = &s->states[query].point;
+        fetch_whole(whole, s->near_positions[i + NEARER < s->n_near ? i + NEARER : i]);
+        scores[n] = row_score(whole, s->near_positions[i], s->wholes + query * whole->units * 4, point->sum);
+        passing[n] = i, n += scores[n] >= point->threshold;
+    }
+    for (int i = 0; i < n; i++)
+        add_waiting(&s->rank, s->states + s->near_queries[passing[i]], scores[i], s->near_positions[passing[i]]);
+    s->n_near = 0;
+}
+
+/* Rows of a block, from this position on, that hit a query; absent ones never do. */
+static inline void add_near(search *s, int32_t query, int64_t first, uint32_t hits) {
+#if defined(__AVX512F__) /* no branch that cannot be foretold; compressed in a register, since stores of that are slow */
+    const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    __m512i own = _mm512_add_epi32(lanes, _mm512_set1_epi32((int32_t)first));
+    _mm512_storeu_si512(s->near_positions + s->n_near, _mm512_maskz_compress_epi32((__mmask16)hits, own));
+    _mm512_storeu_si512(s->near_queries + s->n_near, _mm512_set1_epi32(query));
+    s->n_near += __builtin_popcount(hits);
+#else
+    for (; hits; hits &= hits - 1, s->n_near++)
+        s->near_positions[s->n_near] = (int32_t)first + __builtin_ctz(hits), s->near_queries[s->n_near] = query;
+#endif
+}
+
+/* Rows of the heads' blocks of a list that pass, by all features. queries: those of the panel. */
+static void scan_heads(search *s, int64_t list, const int32_t *queries, int n) {
+    const skivfpq_lists *l = s->rank.lists;
+    const skivfpq_points *p = &l->points;
+    int32_t out[COLUMNS][BLOCK] __attribute__((aligned(64)));
+    int32_t starts[COLUMNS];
+    uint16_t hits[HITS] = {0};
+    for (int c = 0; c < COLUMNS; c++) {
+        const query_point *head = &s->states[queries[c < n ? c : 0]].head;
+        starts[c] = c < n ? -128 * head->sum - head->threshold : INT32_MIN / 2;
+    }
+    for (int64_t b = l->blocks[list]; b < l->blocks[list + 1]; b++) {
+        if (!score_block(p->codes + b * p->units * 64, s->panel, starts, p->units, n, p->terms + b * BLOCK, NULL, out, hits))
+            continue;
+        for (int c = 0; c < n; c++) {
+            if (s->n_near + BLOCK > NEAR) look_closer(s);
+            add_near(s, queries[c], l->offsets[list] + (b - l->blocks[list]) * BLOCK, hits[c]);
+        }
+    }
+    look_closer(s);
+}
+
 /* Some queries of a list, whose points are in the panel, against all its rows; queries: their numbers. */
 static void scan_panel(search *s, int64_t list, const int32_t *queries, int n) {
     const skivfpq_lists *l = s->rank.lists;
+    const skivfpq_points *p = &l->points;
     int32_t out[COLUMNS][BLOCK] __attribute__((aligned(64)));
     int32_t starts[COLUMNS], thresholds[COLUMNS];
     uint16_t hits[HITS] = {0};
-    query_state *states[COLUMNS];
+    const query_point *points[COLUMNS];
     for (int c = 0; c < COLUMNS; c++) starts[c] = INT32_MIN / 2;
     for (int c = 0; c < n; c++) {
-        states[c] = s->states + queries[c];
-        thresholds[c] = states[c]->point.threshold, starts[c] = -128 * states[c]->point.sum - thresholds[c];
+        points[c] = &s->states[queries[c]].point;
+        thresholds[c] = points[c]->threshold, starts[c] = -128 * points[c]->sum - thresholds[c];
     }
     for (int64_t b = l->blocks[list]; b < l->blocks[list + 1]; b++) {
-        const int32_t *terms = l->terms + b * BLOCK;
-        if (!score_block(l->codes + b * l->units * 64, s->panel, starts, l->units, n, terms, NULL, out, hits)) continue;
+        const int32_t *terms = p->terms + b * BLOCK;
+        if (!score_block(p->codes + b * p->units * 64, s->panel, starts, p->units, n, terms, NULL, out, hits)) continue;
         int64_t first = l->offsets[list] + (b - l->blocks[list]) * BLOCK;
         for (int four = 0; four < n; four += 4)
             for (uint64_t left = hits_of_four(hits + four, n - four); left; left &= left - 1) {
                 int hit = __builtin_ctzll(left), r = hit % BLOCK, c = four + hit / BLOCK;
-                query_state *q = states[c];
                 if (terms[r] == ABSENT) continue;
                 int32_t score = out[c][r] + thresholds[c];
-                if (score >= q->point.threshold) add_waiting(&s->rank, q, score, first + r);
+                if (score >= points[c]->threshold) add_waiting(&s->rank, s->states + queries[c], score, first + r);
             }
         for (int c = 0; c < n; c++)
-            thresholds[c] = states[c]->point.threshold, starts[c] = -128 * states[c]->point.sum - thresholds[c];
+            thresholds[c] = points[c]->threshold, starts[c] = -128 * points[c]->sum - thresholds[c];
     }
 }
 
@@ -116,9 +198,9 @@ static void each_panel(search *s, scan_function *scan) {
             int n = 0;
             for (; i < stop && n < COLUMNS; i++)
                 if (s->states[s->order[i]].seen != list)
-                    points[n] = s->points + s->order[i] * l->units * 4, queries[n++] = s->order[i];
+                    points[n] = s->points + s->order[i] * l->points.units * 4, queries[n++] = s->order[i];
             if (n == 0) break;
-            fill_panel(points, n, l->units, s->panel);
+            fill_panel(points, n, l->points.units, s->panel);
             scan(s, list, queries, n);
         }
 }
@@ -133,14 +215,14 @@ static void evaluate_strays(search *s) {
             }
 }
 
-/* The first n_columns of the probes by list: the queries of a list are order[starts[list]..starts[list + 1]]. */
-static void sort_probes(search *s, const int32_t *probes, int64_t n_probes, int64_t n_columns,
+/* Some columns of the probes by list: the queries of a list are order[starts[list]..starts[list + 1]]. */
+static void sort_probes(search *s, const int32_t *probes, int64_t n_probes, int64_t first, int64_t last,
                         const uint8_t *unserved) {
     int64_t n_lists = s->rank.lists->n_lists, *starts = s->starts;
     memset(starts, 0, sizeof(int64_t) * (n_lists + 2));
 #define EACH_PAIR(DO)                                                                                \
     for (int64_t i = 0; i < s->rank.queries->n; i++)                                                      \
-        for (int64_t p = 0; p < n_columns && !unserved[i] && probes[i * n_probes + p] >= 0; p++) {   \
+        for (int64_t p = first; p < last && !unserved[i] && probes[i * n_probes + p] >= 0; p++) {    \
             int32_t list = probes[i * n_probes + p];                                                 \
             DO;                                                                                      \
         }
@@ -149,59 +231,101 @@ static void sort_probes(search *s, const int32_t *probes, int64_t n_probes, int6
     EACH_PAIR(s->order[starts[list + 1]++] = (int32_t)i)
 }
 
+/* Evaluates what waits: queries of a list together, since they share rows. */
+static void settle_all(search *s) {
+    for (int64_t i = 0; i <= s->n_nearest; i++) {
+        if (i < s->n_nearest) prepare(&s->rank, s->states + s->nearest[i]);
+        if (i > 0) settle(&s->rank, s->states + s->nearest[i - 1]); /* its rows have come while the next was prepared */
+    }
+}
+
 /* One query, list by list as they come, the nearest first. */
 static void search_one(search *s, const int32_t *probes, int64_t n_probes, uint8_t *unserved) {
     const skivfpq_lists *l = s->rank.lists;
     const int32_t query = 0;
     const column_level *point = s->points;
     s->nearest[0] = query, s->n_nearest = 1;
-    fill_panel(&point, 1, l->units, s->panel);
+    fill_panel(&point, 1, l->points.units, s->panel);
     if (probes[0] >= 0 && !*unserved) see_nearest(s, probes[0], &query, 1);
     if (s->states->point.threshold == INT32_MIN) *unserved |= !set_any_threshold(s, 0, probes, n_probes);
     load_query(s->rank.queries, 0, l->d, s->rank.query);
     for (int64_t p = 0; p < n_probes && probes[p] >= 0 && !*unserved; p++) {
         for (int64_t i = l->stray_offsets[probes[p]]; i < l->stray_offsets[probes[p] + 1]; i++)
             evaluate(&s->rank, s->states, l->strays[i]);
-        if (probes[p] != s->states->seen) scan_panel(s, probes[p], &query, 1);
+        if (probes[p] != s->states->seen) (l->whole ? scan_heads : scan_panel)(s, probes[p], &query, 1);
+        if (p == SOONER - 1 && l->whole) prepare(&s->rank, s->states), settle(&s->rank, s->states);
     }
+}
+
+/* All queries in the lists of some columns of the probes. */
+static void search_columns(search *s, const int32_t *probes, int64_t n_probes, int64_t first, int64_t last,
+                           const uint8_t *unserved) {
+    sort_probes(s, probes, n_probes, first, last, unserved);
+    evaluate_strays(s);
+    each_panel(s, s->rank.lists->whole ? scan_heads : scan_panel);
 }
 
 /* Many queries, all that probe a list together. */
 static void search_many(search *s, const int32_t *probes, int64_t n_probes, uint8_t *unserved) {
-    sort_probes(s, probes, n_probes, 1, unserved);
+    int64_t n_sooner = s->rank.lists->whole && n_probes > SOONER ? SOONER : 0;
+    sort_probes(s, probes, n_probes, 0, 1, unserved);
     s->n_nearest = s->starts[s->rank.lists->n_lists];
     memcpy(s->nearest, s->order, sizeof(int32_t) * s->n_nearest);
     each_panel(s, see_nearest);
     for (int64_t i = 0; i < s->rank.queries->n; i++)
         if (s->states[i].point.threshold == INT32_MIN)
-            unserved[i] |= !set_any_threshold(s, i, probes + i * n_probes, n_probes);
-    sort_probes(s, probes, n_probes, n_probes, unserved);
-    evaluate_strays(s);
-    each_panel(s, scan_panel);
+            unserved[i] |= !set_any_threshold(s, (int32_t)i, probes + i * n_probes, n_probes);
+    search_columns(s, probes, n_probes, 0, n_sooner, unserved);
+    if (n_sooner > 0) settle_all(s);
+    search_columns(s, probes, n_probes, n_sooner, n_probes, unserved);
 }
 
-/* Evaluates what still waits, and takes what was found: of queries of a list together, since they share rows. */
+/* Evaluates what still waits, and takes what was found. */
 static void finish(search *s, uint8_t *unserved, double *keys, int64_t *positions) {
-    for (int64_t i = 0; i <= s->n_nearest; i++) {
-        if (i < s->n_nearest) prepare(&s->rank, s->states + s->nearest[i]);
-        if (i == 0 || unserved[s->nearest[i - 1]]) continue;
-        int32_t query = s->nearest[i - 1]; /* its rows have come while the next was prepared */
-        settle(&s->rank, s->states + query);
-        unserved[query] = s->states[query].n_found < s->rank.k;
-        if (!unserved[query])
-            take_found(&s->rank, s->states + query, keys + query * s->rank.k, positions + query * s->rank.k);
+    settle_all(s);
+    for (int64_t i = 0; i < s->n_nearest; i++) {
+        int64_t query = s->nearest[i], first = query * s->rank.k;
+        unserved[query] |= s->states[query].n_found < s->rank.k;
+        if (!unserved[query]) take_found(&s->rank, s->states + query, keys + first, positions + first);
     }
+}
+
+/* Points of all queries. Returns 0 without memory. */
+static int set_queries(search *s, uint8_t *unserved) {
+    const skivfpq_lists *l = s->rank.lists;
+    const skivfpq_points *all = l->whole ? l->whole : &l->points, *heads = &l->points;
+    const skivfpq_queries *queries = s->rank.queries;
+    int64_t size = l->d * (queries->is_f64 ? sizeof(double) : sizeof(float));
+    for (int64_t i = 0; i < queries->n; i++) {
+        query_state *q = s->states + i;
+        load_query(queries, i, l->d, s->rank.query);
+        set_query(l, all, s->rank.query, s->wholes + i * all->units * 4, &q->point);
+        unserved[i] = l->metric == BY_COSINE && is_zero(s->rank.query, l->d);
+    }
+    for (int64_t first = 0; first < queries->n && l->whole; first += EMBEDDED) {
+        int64_t n = queries->n - first < EMBEDDED ? queries->n - first : EMBEDDED;
+        const char *values = (const char *)queries->values + first * size;
+        if (EMBED(values, queries->is_f64, n, l->d, heads->embedding, s->heads, s->bounds) != 0) return 0;
+        for (int64_t i = 0; i < n; i++)
+            set_head(l, heads, s->heads + i * heads->embedding->width, s->bounds[i],
+                     s->points + (first + i) * heads->units * 4, &s->states[first + i].head);
+    }
+    return 1;
 }
 
 int64_t SEARCH_LISTS(const skivfpq_lists *lists, const skivfpq_queries *queries, const int32_t *probes,
                      int64_t n_probes, int64_t k, double *keys, int64_t *positions, uint8_t *unserved, char *scratch) {
     if (lists->coded) return SEARCH_CODES(lists, queries, probes, n_probes, k, keys, positions, unserved, scratch);
-    int64_t n = queries->n, width = lists->units * 4, used = 0, capacity = 2 * k + EXTRA;
+    int64_t n = queries->n, width = lists->points.units * 4, used = 0, capacity = 2 * k + EXTRA;
+    int64_t embedded = n < EMBEDDED ? n : EMBEDDED;
     search s = {.rank = {.lists = lists, .queries = queries, .k = k, .capacity = capacity}};
     s.states = take(scratch, &used, sizeof(query_state) * n);
     s.waiting = take(scratch, &used, sizeof(waiting_row) * n * capacity);
     s.found = take(scratch, &used, sizeof(found_row) * n * k);
     s.points = take(scratch, &used, sizeof(column_level) * n * width);
+    s.wholes = lists->whole ? take(scratch, &used, sizeof(column_level) * n * lists->whole->units * 4) : s.points;
+    s.heads = take(scratch, &used, lists->whole ? sizeof(float) * embedded * lists->points.embedding->width : 0);
+    s.bounds = take(scratch, &used, sizeof(float) * embedded);
     s.panel = take(scratch, &used, sizeof(column_level) * COLUMNS * width);
     s.scores = take(scratch, &used, sizeof(int32_t) * (n < COLUMNS ? n : COLUMNS) * FIRST_BLOCKS * BLOCK);
     s.places = take(scratch, &used, sizeof(int32_t) * FIRST_BLOCKS * BLOCK);
@@ -213,14 +337,11 @@ int64_t SEARCH_LISTS(const skivfpq_lists *lists, const skivfpq_queries *queries,
     if (!scratch) return used;
     memset(s.panel, 0, sizeof(column_level) * COLUMNS * width);
     begin_scan();
-    for (int64_t i = 0; i < n; i++) {
-        query_state *q = s.states + i;
-        *q = (query_state){.number = (int32_t)i, .seen = -1, .waiting = s.waiting + i * capacity, .found = s.found + i * k};
-        load_query(queries, i, lists->d, s.rank.query);
-        set_query(lists, s.rank.query, s.points + i * width, &q->point);
-        unserved[i] = lists->metric == BY_COSINE && is_zero(s.rank.query, lists->d);
-    }
-    if (n == 1) search_one(&s, probes, n_probes, unserved);
+    for (int64_t i = 0; i < n; i++)
+        s.states[i] = (query_state){.number = (int32_t)i, .seen = -1, .waiting = s.waiting + i * capacity,
+                                    .found = s.found + i * k};
+    if (!set_queries(&s, unserved)) memset(unserved, 1, n);
+    else if (n == 1) search_one(&s, probes, n_probes, unserved);
     else search_many(&s, probes, n_probes, unserved);
     finish(&s, unserved, keys, positions);
     end_scan();

@@ -44,7 +44,18 @@ typedef struct {
     const uint8_t *allowed;   /* (n,) whether a row may be found, or NULL */
 } skivfpq_coded;
 
-/* Rows list by list, and their int8 points: x - origin = scale a + e with |e| <= error. Everything is IN. */
+/* int8 points of rows: x - origin, or y(x) by an embedding, is scale a + e with |e| <= error. Everything is IN. */
+typedef struct {
+    const uint8_t *codes;      /* (n_blocks, units, 16, 4) a + 128; lists start with a new block. Row by row: (n, units, 4) */
+    const int32_t *terms;      /* (n_blocks, 16) row terms; ABSENT where there is no row, or one not to be found so; (n,) */
+    int64_t units;
+    const float *origin;       /* (d,) */
+    double scale, query_scale; /* of points of rows, and of queries */
+    double error, longest;     /* longest: of scale a */
+    const skivfpq_embedding *embedding; /* NULL: all features */
+} skivfpq_points;
+
+/* Rows list by list. Everything is IN. */
 typedef struct {
     const void *vectors;       /* (n, d) as they are kept */
     int kind, metric;
@@ -52,21 +63,17 @@ typedef struct {
     const int64_t *offsets;    /* (n_lists + 1,) where each list starts */
     int64_t n_lists;
     const int32_t *ids;        /* (n,) what orders rows of equal keys */
-    const uint8_t *codes;      /* (n_blocks, units, 16, 4) a + 128; lists start with a new block */
     const int64_t *blocks;     /* (n_lists + 1,) the first block of each list */
-    const int32_t *terms;      /* (n_blocks, 16) row terms; ABSENT where there is no row, or one not to be found so */
+    skivfpq_points points;     /* which are scanned, block by block */
+    const skivfpq_points *whole; /* the same rows by all features, row by row, where points are of their heads; or NULL */
     const int64_t *strays;     /* positions of rows without a point, list by list */
     const int64_t *stray_offsets; /* (n_lists + 1,) */
-    int64_t units;
-    const float *origin;       /* (d,) */
-    double scale, query_scale; /* of points of rows, and of queries */
-    double error, longest;     /* longest: of scale a */
     const uint8_t *odd;        /* (n / 8,) a bit for each row of integers, whether |a|^2 s / t is odd; NULL: of no integers */
     const skivfpq_coded *coded; /* of CODED rows, instead of their points */
-    const skivfpq_embedding *head; /* points are of y(x) by it, centers' alone; NULL: of x - origin */
 } skivfpq_lists;
 
 #define ABSENT 1000000000
+#define SOONER 8 /* of the lists that a query probes, the nearest, which are searched before the others */
 
 /* Queries (n, d), as the metric sees them. */
 typedef struct {
@@ -93,7 +100,7 @@ typedef struct {
     int64_t RANK_ROWS(const skivfpq_lists *lists, const skivfpq_queries *queries, const int64_t *candidates, \
                       int64_t n_candidates, int64_t k, double *keys, int64_t *positions, char *scratch); \
     /* The n_probes nearest centers of queries, the rows of one list with their fine points (of x - origin): */ \
-    /* probes OUT (n, n_probes), the nearest first, the others in any order. unserved OUT (n,) as above. */ \
+    /* probes OUT (n, n_probes), the nearest first, the SOONER nearest before the others. unserved OUT (n,) as above. */ \
     int64_t NEAREST_LISTS(const skivfpq_lists *centers, const skivfpq_fine_points *fine,             \
                           const skivfpq_queries *queries, int64_t n_probes, int32_t *probes, uint8_t *unserved, \
                           char *scratch);
