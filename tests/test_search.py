@@ -161,6 +161,19 @@ def test_heads_of_all_widths(instruction_set, d, n_axes, rng):
         assert assert_same_search(metric, planes, queries[:n], k, all_lists(n, 12, rng)) == n
 
 
+@pytest.mark.parametrize("n_axes", [12, 92])
+def test_heads_of_many_rows(instruction_set, n_axes, rng):
+    """Enough to be searched by heads in batches too, whatever the instruction set."""
+    metric, X = Metric("euclidean"), rng.normal(size=(9000, 10)) @ rng.normal(size=(10, 100))
+    X = np.float32(X + 0.2 * rng.normal(size=X.shape))
+    X[4000:4500] = X[:500]
+    planes = filed(metric, X, 20, rng, n_axes)
+    queries = X[:50] + np.float32(0.1) * rng.normal(size=(50, 100)).astype(np.float32)
+    allowed = rng.random(9000) < 0.5
+    assert assert_same_search(metric, planes, queries, 5, all_lists(50, 20, rng)) == 50
+    assert assert_same_search(metric, planes, queries, 90, all_lists(50, 20, rng), allowed) == 50
+
+
 def test_heads_with_strays_subsets_and_far_queries(instruction_set, rng):
     metric, X = Metric("euclidean"), rng.normal(size=(900, 40)).astype(np.float32)
     X[::50] *= 30  # strays

@@ -58,6 +58,8 @@ def head_of_rows(metric, vectors, offsets, ids, centers, n_threads=1):
     head takes products with the axes: each of these features costs LOOKING times as much as to scan one.
     """
     n_lists, n_features = centers.shape
+    if _kernels.NATIVE and _kernels.native.INSTRUCTION_SET.startswith("amx"):
+        return None  # its tiles score batches in less time than heads cost (reckoned, not measured)
     live = np.flatnonzero(ids >= 0)
     is_large = len(live) >= LEAST_ROWS and n_lists >= NEIGHBORHOODS
     if metric.is_product or not (_kernels.NATIVE and is_large and LEAST_FEATURES <= n_features <= MOST_AXES):

@@ -1,5 +1,5 @@
 /* score_block for AVX-512 VNNI: exact in 32 bits, 16 columns. One unit of a block is one register, one
- * instruction multiplies it with a unit of a column. With EMULATE_VNNI the two primitives are plain
+ * instruction multiplies it with a unit of a column. With EMULATE_VNNI the primitives are plain
  * C, for tests on machines without VNNI; all else is the same. */
 #define COLUMNS 16
 #define LARGEST_COLUMN 127
@@ -19,6 +19,16 @@ static inline void dot4(lanes16 *sums, row_unit rows, const int8_t *column) {
 }
 #define DOT4(sums, rows, column) dot4(&(sums), rows, column)
 
+typedef const int8_t *panel_unit;
+#define LOAD_PANEL(unit) (unit)
+
+static inline void dot_row(lanes16 *sums, const uint8_t *row, panel_unit columns) {
+    for (int c = 0; c < COLUMNS; c++)
+        (*sums)[c] += (uint32_t)(row[0] * columns[c * 4] + row[1] * columns[c * 4 + 1] + row[2] * columns[c * 4 + 2] +
+                                 row[3] * columns[c * 4 + 3]);
+}
+#define DOT_ROW(sums, row, columns) dot_row(&(sums), row, columns)
+
 #else
 
 typedef __m512i row_unit;
@@ -27,6 +37,14 @@ typedef __m512i row_unit;
 /* sums[r] += <rows[r], column>. An asm statement, because GCC copies the sums around the intrinsic. */
 #define DOT4(sums, rows, column)                                                                     \
     asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sums) : "v"(rows), "m"(*(const int32_t *)(column)))
+
+typedef __m512i panel_unit;
+#define LOAD_PANEL(unit) _mm512_loadu_si512(unit)
+
+/* sums[c] += <row, columns[c]>. The row is the unsigned operand, which cannot come from memory. */
+#define DOT_ROW(sums, row, columns)                                                                  \
+    asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(_mm512_set1_epi32(*(const loose_int *)(row))), "v"(columns))
+typedef int32_t loose_int __attribute__((aligned(1), may_alias));
 
 #endif
 
@@ -88,4 +106,46 @@ static int score_block(SCORE_BLOCK_ARGUMENTS) {
     if (columns > 8) return score_columns(rows, panel, starts, units, 12, thresholds, caps, out, hits);
     if (columns > 4) return score_columns(rows, panel, starts, units, 8, thresholds, caps, out, hits);
     return score_columns(rows, panel, starts, units, 4, thresholds, caps, out, hits);
+}
+
+/* score_block of rows that stand one by one, and a whole panel: out[r][c], hits[r] = columns c with out[r][c] >= 0. Up to
+ * three rows more than n_rows are read. */
+#define SCORES_ROWS
+#define SCORE_ROWS_ARGUMENTS                                                                         \
+    const uint8_t *rows, const int8_t *panel, /* IN (n_rows, units, 4); feature j of column c at PANEL_OFFSET(c, j) */ \
+        const int32_t *starts,                /* IN (COLUMNS,) */                                    \
+        int64_t units, int n_rows, const int32_t *terms, /* IN (16,) */                              \
+        int32_t (*out)[COLUMNS], uint16_t *hits          /* OUT (n_rows, COLUMNS), (n_rows,) */
+#define START_ROW(r)                                                                                 \
+    lanes16 scores##r;                                                                               \
+    if (r < n_rows) scores##r = *(const lanes16 *)starts - (uint32_t)terms[r];
+#define ACCUMULATE_ROW(r)                                                                            \
+    if (r < n_rows) DOT_ROW(scores##r, fours[r / 4] + r % 4 * size + 4 * u, columns);
+#define FINISH_ROW(r)                                                                                \
+    if (r < n_rows) misses &= scores##r;
+#define STORE_ROW(r)                                                                                 \
+    if (r < n_rows) *(lanes16 *)out[r] = scores##r, hits[r] = ~sign_bits(&scores##r) & 0xFFFF;
+
+/* Compiled for 4, 8, 12 and 16 rows. */
+static inline __attribute__((always_inline)) int score_some_rows(SCORE_ROWS_ARGUMENTS) {
+    int64_t size = 4 * units;
+    const uint8_t *fours[4] = {rows, rows + 4 * size, rows + 8 * size, rows + 12 * size}; /* constant: registers */
+    EACH_COLUMN(START_ROW)
+    for (int64_t u = 0; u < units; u++, panel += COLUMNS * 4) {
+        panel_unit columns = LOAD_PANEL(panel);
+        __builtin_prefetch(rows + BLOCK * size + u * 64); /* the next 16 rows */
+        EACH_COLUMN(ACCUMULATE_ROW)
+    }
+    lanes16 misses = ~(lanes16){0}; /* its signs: columns that no row hits */
+    EACH_COLUMN(FINISH_ROW)
+    if (sign_bits(&misses) == 0xFFFF) return 0;
+    EACH_COLUMN(STORE_ROW)
+    return 1;
+}
+
+static inline int score_rows(SCORE_ROWS_ARGUMENTS) {
+    if (n_rows > 12) return score_some_rows(rows, panel, starts, units, 16, terms, out, hits);
+    if (n_rows > 8) return score_some_rows(rows, panel, starts, units, 12, terms, out, hits);
+    if (n_rows > 4) return score_some_rows(rows, panel, starts, units, 8, terms, out, hits);
+    return score_some_rows(rows, panel, starts, units, 4, terms, out, hits);
 }

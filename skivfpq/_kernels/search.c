@@ -9,7 +9,9 @@ int64_t QUERY_LEVELS(int64_t width) { return query_levels(width); }
 
 #define FIRST_BLOCKS 64 /* of the nearest list, whose scores give the first threshold */
 #define NEAR 128        /* rows that heads let pass, looked at together */
+#define FEW_QUERIES 4   /* of a list, for which its rows are not in the cache */
 #define NEARER 8        /* of them, fetched before they are needed */
+#define HEAD_COST 3200.0 /* of a query, for each feature, in features of rows that are scanned by panels */
 #define EMBEDDED 64     /* queries at a time */
 
 
@@ -20,6 +22,8 @@ typedef struct {
     found_row *found;    /* (n_queries, k) */
     column_level *points; /* (n_queries, 4 units) b, which are scanned */
     column_level *wholes; /* (n_queries, 4 units of whole) the same by all features, points where there are no heads */
+    int by_heads, by_rows; /* of rows that have both, what is scanned: their heads, or all features row by row */
+    uint8_t *last_rows;    /* (16, 4 units of whole) those where the array ends */
     float *heads, *bounds; /* (EMBEDDED, width of heads), (EMBEDDED,) */
     int32_t near_positions[NEAR], near_queries[NEAR]; /* of rows that heads let pass */
     int n_near;
@@ -47,16 +51,48 @@ static int32_t plain_score(const search *s, int64_t list, int64_t number, int32_
     return score;
 }
 
+/* A block of a list against the panel: out and hits by columns or, where rows are scored one by one, by rows. */
+static int score_some(search *s, int64_t list, int64_t block, const int32_t *starts, int n, int32_t (*out)[BLOCK],
+                      uint16_t *hits) {
+    const skivfpq_lists *l = s->rank.lists;
+    const skivfpq_points *p = &l->points;
+#ifdef SCORES_ROWS
+    if (s->by_rows) {
+        int64_t size = l->whole->units * 4, first = l->offsets[list] + (block - l->blocks[list]) * BLOCK;
+        int64_t left = l->offsets[list + 1] - first, n_rows = left < BLOCK ? left : BLOCK;
+        const uint8_t *rows = l->whole->codes + first * size;
+        int32_t terms[BLOCK] = {0};
+        memcpy(terms, l->whole->terms + first, sizeof(int32_t) * n_rows);
+        if (first + BLOCK > l->offsets[l->n_lists]) rows = memcpy(s->last_rows, rows, n_rows * size);
+        return score_rows(rows, s->panel, starts, l->whole->units, (int)n_rows, terms, out, hits);
+    }
+#endif
+    return score_block(p->codes + block * p->units * 64, s->panel, starts, p->units, n, p->terms + block * BLOCK, NULL, out,
+                       hits);
+}
+
 /* Scores OUT (n, n_blocks * 16) of the first blocks of a list, by all features; -ABSENT where there is no row. */
 static void score_nearest(search *s, int64_t list, int64_t n_blocks, const int32_t *queries, int n) {
     const skivfpq_lists *l = s->rank.lists;
-    const int32_t *terms = l->points.terms + l->blocks[list] * BLOCK;
     const query_point *points[COLUMNS];
+    int64_t places = n_blocks * BLOCK;
     for (int c = 0; c < n; c++) points[c] = &s->states[queries[c]].point;
-    if (!l->whole) score_all(l, l->blocks[list], n_blocks, points, n, s->panel, s->scores);
-    else for (int c = 0; c < n; c++)
-        for (int64_t i = 0; i < n_blocks * BLOCK; i++)
-            s->scores[c * n_blocks * BLOCK + i] = terms[i] == ABSENT ? -ABSENT : plain_score(s, list, i, queries[c]);
+    if (!l->whole) {
+        score_all(l, l->blocks[list], n_blocks, points, n, s->panel, s->scores);
+        return;
+    }
+    int32_t out[BLOCK][COLUMNS] = {0}, starts[COLUMNS], lowest[COLUMNS];
+    uint16_t hits[BLOCK];
+    for (int c = 0; c < COLUMNS; c++) starts[c] = INT32_MIN / 2;
+    for (int c = 0; c < n; c++) lowest[c] = -points[c]->reach - 1, starts[c] = -128 * points[c]->sum - lowest[c];
+    for (int64_t i = 0; i < places; i++) {
+        int is_absent = l->points.terms[l->blocks[list] * BLOCK + i] == ABSENT;
+        if (s->by_rows && i % BLOCK == 0) score_some(s, list, l->blocks[list] + i / BLOCK, starts, n, out, hits);
+        for (int c = 0; c < n; c++)
+            s->scores[c * places + i] = is_absent    ? -ABSENT
+                                        : s->by_rows ? out[i % BLOCK][c] + lowest[c]
+                                                     : plain_score(s, list, i, queries[c]);
+    }
 }
 
 /* Thresholds to start with: the k-th best of the nearest list, or of the first of its rows. Where those are all, they
@@ -104,14 +140,14 @@ static inline void fetch_whole(const skivfpq_points *whole, int64_t row) {
 }
 
 /* Rows whose heads let them pass, by all features. Without a branch until it is known which of them do again. */
-static void look_closer(search *s) {
+static void look_closer(search *s, int is_far) {
     const skivfpq_points *whole = s->rank.lists->whole;
     int32_t scores[NEAR], passing[NEAR], n = 0;
-    for (int i = 0; i < NEARER && i < s->n_near; i++) fetch_whole(whole, s->near_positions[i]);
+    for (int i = 0; i < NEARER && i < s->n_near && is_far; i++) fetch_whole(whole, s->near_positions[i]);
     for (int i = 0; i < s->n_near; i++) {
         int32_t query = s->near_queries[i];
         const query_point *point = &s->states[query].point;
-        fetch_whole(whole, s->near_positions[i + NEARER < s->n_near ? i + NEARER : i]);
+        if (is_far) fetch_whole(whole, s->near_positions[i + NEARER < s->n_near ? i + NEARER : i]);
         scores[n] = row_score(whole, s->near_positions[i], s->wholes + query * whole->units * 4, point->sum);
         passing[n] = i, n += scores[n] >= point->threshold;
     }
@@ -149,11 +185,11 @@ static void scan_heads(search *s, int64_t list, const int32_t *queries, int n) {
         if (!score_block(p->codes + b * p->units * 64, s->panel, starts, p->units, n, p->terms + b * BLOCK, NULL, out, hits))
             continue;
         for (int c = 0; c < n; c++) {
-            if (s->n_near + BLOCK > NEAR) look_closer(s);
+            if (s->n_near + BLOCK > NEAR) look_closer(s, n <= FEW_QUERIES);
             add_near(s, queries[c], l->offsets[list] + (b - l->blocks[list]) * BLOCK, hits[c]);
         }
     }
-    look_closer(s);
+    look_closer(s, n <= FEW_QUERIES);
 }
 
 /* Some queries of a list, whose points are in the panel, against all its rows; queries: their numbers. */
@@ -164,20 +200,22 @@ static void scan_panel(search *s, int64_t list, const int32_t *queries, int n) {
     int32_t starts[COLUMNS], thresholds[COLUMNS];
     uint16_t hits[HITS] = {0};
     const query_point *points[COLUMNS];
+    int n_hits = s->by_rows ? BLOCK : n;
     for (int c = 0; c < COLUMNS; c++) starts[c] = INT32_MIN / 2;
     for (int c = 0; c < n; c++) {
         points[c] = &s->states[queries[c]].point;
         thresholds[c] = points[c]->threshold, starts[c] = -128 * points[c]->sum - thresholds[c];
     }
     for (int64_t b = l->blocks[list]; b < l->blocks[list + 1]; b++) {
+        if (!score_some(s, list, b, starts, n, out, hits)) continue;
         const int32_t *terms = p->terms + b * BLOCK;
-        if (!score_block(p->codes + b * p->units * 64, s->panel, starts, p->units, n, terms, NULL, out, hits)) continue;
         int64_t first = l->offsets[list] + (b - l->blocks[list]) * BLOCK;
-        for (int four = 0; four < n; four += 4)
-            for (uint64_t left = hits_of_four(hits + four, n - four); left; left &= left - 1) {
-                int hit = __builtin_ctzll(left), r = hit % BLOCK, c = four + hit / BLOCK;
-                if (terms[r] == ABSENT) continue;
-                int32_t score = out[c][r] + thresholds[c];
+        for (int four = 0; four < n_hits; four += 4)
+            for (uint64_t left = hits_of_four(hits + four, n_hits - four); left; left &= left - 1) {
+                int hit = __builtin_ctzll(left), major = four + hit / BLOCK, minor = hit % BLOCK;
+                int r = s->by_rows ? major : minor, c = s->by_rows ? minor : major;
+                if (c >= n || terms[r] == ABSENT) continue;
+                int32_t score = out[major][minor] + thresholds[c];
                 if (score >= points[c]->threshold) add_waiting(&s->rank, s->states + queries[c], score, first + r);
             }
         for (int c = 0; c < n; c++)
@@ -191,6 +229,8 @@ typedef void scan_function(search *, int64_t list, const int32_t *queries, int n
  * panel. */
 static void each_panel(search *s, scan_function *scan) {
     const skivfpq_lists *l = s->rank.lists;
+    const column_level *all = s->by_rows ? s->wholes : s->points;
+    int64_t units = s->by_rows ? l->whole->units : l->points.units;
     const column_level *points[COLUMNS];
     int32_t queries[COLUMNS];
     for (int64_t list = 0; list < l->n_lists; list++)
@@ -198,9 +238,9 @@ static void each_panel(search *s, scan_function *scan) {
             int n = 0;
             for (; i < stop && n < COLUMNS; i++)
                 if (s->states[s->order[i]].seen != list)
-                    points[n] = s->points + s->order[i] * l->points.units * 4, queries[n++] = s->order[i];
+                    points[n] = all + s->order[i] * units * 4, queries[n++] = s->order[i];
             if (n == 0) break;
-            fill_panel(points, n, l->points.units, s->panel);
+            fill_panel(points, n, units, s->panel);
             scan(s, list, queries, n);
         }
 }
@@ -252,7 +292,7 @@ static void search_one(search *s, const int32_t *probes, int64_t n_probes, uint8
     for (int64_t p = 0; p < n_probes && probes[p] >= 0 && !*unserved; p++) {
         for (int64_t i = l->stray_offsets[probes[p]]; i < l->stray_offsets[probes[p] + 1]; i++)
             evaluate(&s->rank, s->states, l->strays[i]);
-        if (probes[p] != s->states->seen) (l->whole ? scan_heads : scan_panel)(s, probes[p], &query, 1);
+        if (probes[p] != s->states->seen) (s->by_heads ? scan_heads : scan_panel)(s, probes[p], &query, 1);
         if (p == SOONER - 1 && l->whole) prepare(&s->rank, s->states), settle(&s->rank, s->states);
     }
 }
@@ -262,12 +302,12 @@ static void search_columns(search *s, const int32_t *probes, int64_t n_probes, i
                            const uint8_t *unserved) {
     sort_probes(s, probes, n_probes, first, last, unserved);
     evaluate_strays(s);
-    each_panel(s, s->rank.lists->whole ? scan_heads : scan_panel);
+    each_panel(s, s->by_heads ? scan_heads : scan_panel);
 }
 
 /* Many queries, all that probe a list together. */
 static void search_many(search *s, const int32_t *probes, int64_t n_probes, uint8_t *unserved) {
-    int64_t n_sooner = s->rank.lists->whole && n_probes > SOONER ? SOONER : 0;
+    int64_t n_sooner = s->by_heads && n_probes > SOONER ? SOONER : 0;
     sort_probes(s, probes, n_probes, 0, 1, unserved);
     s->n_nearest = s->starts[s->rank.lists->n_lists];
     memcpy(s->nearest, s->order, sizeof(int32_t) * s->n_nearest);
@@ -302,7 +342,7 @@ static int set_queries(search *s, uint8_t *unserved) {
         set_query(l, all, s->rank.query, s->wholes + i * all->units * 4, &q->point);
         unserved[i] = l->metric == BY_COSINE && is_zero(s->rank.query, l->d);
     }
-    for (int64_t first = 0; first < queries->n && l->whole; first += EMBEDDED) {
+    for (int64_t first = 0; first < queries->n && s->by_heads; first += EMBEDDED) {
         int64_t n = queries->n - first < EMBEDDED ? queries->n - first : EMBEDDED;
         const char *values = (const char *)queries->values + first * size;
         if (EMBED(values, queries->is_f64, n, l->d, heads->embedding, s->heads, s->bounds) != 0) return 0;
@@ -313,11 +353,23 @@ static int set_queries(search *s, uint8_t *unserved) {
     return 1;
 }
 
+/* Whether it is the heads that so many queries are to be searched by: what they save of the rows that a query probes is
+ * more than its head and the rows cost that heads leave. Only some instruction sets can do without. */
+static int heads_pay(const skivfpq_lists *l, int64_t n_queries, int64_t n_probes) {
+#ifdef SCORES_ROWS
+    double n_scanned = (double)l->offsets[l->n_lists] / l->n_lists * n_probes;
+    return n_queries < COLUMNS || n_scanned * 4 * (l->whole->units - l->points.units) > HEAD_COST * l->d;
+#else
+    (void)l, (void)n_queries, (void)n_probes;
+    return 1;
+#endif
+}
+
 int64_t SEARCH_LISTS(const skivfpq_lists *lists, const skivfpq_queries *queries, const int32_t *probes,
                      int64_t n_probes, int64_t k, double *keys, int64_t *positions, uint8_t *unserved, char *scratch) {
     if (lists->coded) return SEARCH_CODES(lists, queries, probes, n_probes, k, keys, positions, unserved, scratch);
     int64_t n = queries->n, width = lists->points.units * 4, used = 0, capacity = 2 * k + EXTRA;
-    int64_t embedded = n < EMBEDDED ? n : EMBEDDED;
+    int64_t embedded = n < EMBEDDED ? n : EMBEDDED, widest = lists->whole ? lists->whole->units * 4 : width;
     search s = {.rank = {.lists = lists, .queries = queries, .k = k, .capacity = capacity}};
     s.states = take(scratch, &used, sizeof(query_state) * n);
     s.waiting = take(scratch, &used, sizeof(waiting_row) * n * capacity);
@@ -326,7 +378,7 @@ int64_t SEARCH_LISTS(const skivfpq_lists *lists, const skivfpq_queries *queries,
     s.wholes = lists->whole ? take(scratch, &used, sizeof(column_level) * n * lists->whole->units * 4) : s.points;
     s.heads = take(scratch, &used, lists->whole ? sizeof(float) * embedded * lists->points.embedding->width : 0);
     s.bounds = take(scratch, &used, sizeof(float) * embedded);
-    s.panel = take(scratch, &used, sizeof(column_level) * COLUMNS * width);
+    s.panel = take(scratch, &used, sizeof(column_level) * COLUMNS * widest);
     s.scores = take(scratch, &used, sizeof(int32_t) * (n < COLUMNS ? n : COLUMNS) * FIRST_BLOCKS * BLOCK);
     s.places = take(scratch, &used, sizeof(int32_t) * FIRST_BLOCKS * BLOCK);
     s.starts = take(scratch, &used, sizeof(int64_t) * (lists->n_lists + 2));
@@ -334,8 +386,10 @@ int64_t SEARCH_LISTS(const skivfpq_lists *lists, const skivfpq_queries *queries,
     s.nearest = take(scratch, &used, sizeof(int32_t) * n);
     s.rank.query = take(scratch, &used, sizeof(double) * lists->d);
     s.rank.row = take(scratch, &used, sizeof(double) * lists->d);
+    s.last_rows = take(scratch, &used, lists->whole ? BLOCK * lists->whole->units * 4 : 0);
     if (!scratch) return used;
-    memset(s.panel, 0, sizeof(column_level) * COLUMNS * width);
+    s.by_heads = lists->whole && heads_pay(lists, n, n_probes), s.by_rows = lists->whole && !s.by_heads;
+    memset(s.panel, 0, sizeof(column_level) * COLUMNS * widest);
     begin_scan();
     for (int64_t i = 0; i < n; i++)
         s.states[i] = (query_state){.number = (int32_t)i, .seen = -1, .waiting = s.waiting + i * capacity,

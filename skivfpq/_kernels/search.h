@@ -73,7 +73,7 @@ typedef struct {
 } skivfpq_lists;
 
 #define ABSENT 1000000000
-#define SOONER 8 /* of the lists that a query probes, the nearest, which are searched before the others */
+#define SOONER 4 /* of the lists that a query probes, the nearest, which are searched before the others */
 
 /* Queries (n, d), as the metric sees them. */
 typedef struct {
