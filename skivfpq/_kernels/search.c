@@ -200,7 +200,7 @@ static void scan_panel(search *s, int64_t list, const int32_t *queries, int n) {
     int32_t starts[COLUMNS], thresholds[COLUMNS];
     uint16_t hits[HITS] = {0};
     const query_point *points[COLUMNS];
-    int n_hits = s->by_rows ? BLOCK : n;
+    const int by_rows = s->by_rows, n_hits = by_rows ? BLOCK : n;
     for (int c = 0; c < COLUMNS; c++) starts[c] = INT32_MIN / 2;
     for (int c = 0; c < n; c++) {
         points[c] = &s->states[queries[c]].point;
@@ -213,8 +213,8 @@ static void scan_panel(search *s, int64_t list, const int32_t *queries, int n) {
         for (int four = 0; four < n_hits; four += 4)
             for (uint64_t left = hits_of_four(hits + four, n_hits - four); left; left &= left - 1) {
                 int hit = __builtin_ctzll(left), major = four + hit / BLOCK, minor = hit % BLOCK;
-                int r = s->by_rows ? major : minor, c = s->by_rows ? minor : major;
-                if (c >= n || terms[r] == ABSENT) continue;
+                int r = by_rows ? major : minor, c = by_rows ? minor : major;
+                if ((by_rows && c >= n) || terms[r] == ABSENT) continue;
                 int32_t score = out[major][minor] + thresholds[c];
                 if (score >= points[c]->threshold) add_waiting(&s->rank, s->states + queries[c], score, first + r);
             }
@@ -271,11 +271,18 @@ static void sort_probes(search *s, const int32_t *probes, int64_t n_probes, int6
     EACH_PAIR(s->order[starts[list + 1]++] = (int32_t)i)
 }
 
-/* Evaluates what waits: queries of a list together, since they share rows. */
-static void settle_all(search *s) {
+/* Evaluates what waits, of queries of a list together, since they share rows; and takes what was found if there are keys
+ * to take. */
+static void settle_all(search *s, uint8_t *unserved, double *keys, int64_t *positions) {
     for (int64_t i = 0; i <= s->n_nearest; i++) {
         if (i < s->n_nearest) prepare(&s->rank, s->states + s->nearest[i]);
-        if (i > 0) settle(&s->rank, s->states + s->nearest[i - 1]); /* its rows have come while the next was prepared */
+        if (i == 0 || unserved[s->nearest[i - 1]]) continue;
+        int32_t query = s->nearest[i - 1]; /* its rows have come while the next was prepared */
+        settle(&s->rank, s->states + query);
+        if (!keys) continue;
+        unserved[query] = s->states[query].n_found < s->rank.k;
+        if (!unserved[query])
+            take_found(&s->rank, s->states + query, keys + query * s->rank.k, positions + query * s->rank.k);
     }
 }
 
@@ -316,18 +323,8 @@ static void search_many(search *s, const int32_t *probes, int64_t n_probes, uint
         if (s->states[i].point.threshold == INT32_MIN)
             unserved[i] |= !set_any_threshold(s, (int32_t)i, probes + i * n_probes, n_probes);
     search_columns(s, probes, n_probes, 0, n_sooner, unserved);
-    if (n_sooner > 0) settle_all(s);
+    if (n_sooner > 0) settle_all(s, unserved, NULL, NULL);
     search_columns(s, probes, n_probes, n_sooner, n_probes, unserved);
-}
-
-/* Evaluates what still waits, and takes what was found. */
-static void finish(search *s, uint8_t *unserved, double *keys, int64_t *positions) {
-    settle_all(s);
-    for (int64_t i = 0; i < s->n_nearest; i++) {
-        int64_t query = s->nearest[i], first = query * s->rank.k;
-        unserved[query] |= s->states[query].n_found < s->rank.k;
-        if (!unserved[query]) take_found(&s->rank, s->states + query, keys + first, positions + first);
-    }
 }
 
 /* Points of all queries. Returns 0 without memory. */
@@ -397,7 +394,7 @@ int64_t SEARCH_LISTS(const skivfpq_lists *lists, const skivfpq_queries *queries,
     if (!set_queries(&s, unserved)) memset(unserved, 1, n);
     else if (n == 1) search_one(&s, probes, n_probes, unserved);
     else search_many(&s, probes, n_probes, unserved);
-    finish(&s, unserved, keys, positions);
+    settle_all(&s, unserved, keys, positions);
     end_scan();
     return 0;
 }
