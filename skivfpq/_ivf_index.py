@@ -120,8 +120,8 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         Rows ever added; the width of the graph.
     bytes_per_vector_ : float
         Bytes kept for each row: vectors and their int8 points (a byte a feature and 4, more where lists do
-        not fill blocks of 16, or features what the processor multiplies), or codes and their terms, and two
-        row numbers.
+        not fill blocks of 16, or features what the processor multiplies, and where there are heads, see the
+        guide), or codes and their terms, and two row numbers.
     n_features_in_ : int
         Number of features seen in fit.
     feature_names_in_ : ndarray of shape (n_features_in_,)
