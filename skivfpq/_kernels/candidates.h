@@ -22,7 +22,7 @@ typedef struct {
 
 /* The two sets of a query. */
 typedef struct {
-    query_point point, head; /* point: whose scores wait; head: what is scanned first where rows are known by heads too */
+    query_point point, head; /* point: whose scores wait; head: what is scanned first, see ranking */
     int32_t number, n_waiting, n_found, seen; /* seen: the list that has been scanned before others, or -1 */
     waiting_row *waiting; /* (capacity,) */
     found_row *found;    /* (k,) a heap, the farthest on top */
@@ -33,12 +33,13 @@ typedef struct {
     const skivfpq_lists *lists;
     const skivfpq_queries *queries;
     int64_t k, capacity;
+    int by_heads; /* whether queries have heads, which are scanned first */
     double *query, *row; /* (d,) of the query that rows are evaluated for */
 } ranking;
 
 /* Rows of greater keys cannot win: raises the thresholds. Returns 0 where that does not fit. */
 static int raise_thresholds(const ranking *by, query_state *q, double key) {
-    return set_threshold(&q->point, key) && (!by->lists->whole || set_threshold(&q->head, key));
+    return set_threshold(&q->point, key) && (!by->by_heads || set_threshold(&q->head, key));
 }
 
 /* ---- rows found: a heap, the farthest on top */

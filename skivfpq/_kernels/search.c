@@ -9,11 +9,10 @@ int64_t QUERY_LEVELS(int64_t width) { return query_levels(width); }
 
 #define FIRST_BLOCKS 64 /* of the nearest list, whose scores give the first threshold */
 #define NEAR 128        /* rows that heads let pass, looked at together */
-#define FEW_QUERIES 4   /* of a list, for which its rows are not in the cache */
 #define NEARER 8        /* of them, fetched before they are needed */
-#define HEAD_COST 3200.0 /* of a query, for each feature, in features of rows that are scanned by panels */
+#define FEW_QUERIES 4   /* of a list, whose rows are not in the cache then */
 #define EMBEDDED 64     /* queries at a time */
-
+#define HEAD_COST 3200.0 /* of a query, for each feature, in features of rows that panels score */
 
 typedef struct {
     ranking rank;
@@ -22,7 +21,7 @@ typedef struct {
     found_row *found;    /* (n_queries, k) */
     column_level *points; /* (n_queries, 4 units) b, which are scanned */
     column_level *wholes; /* (n_queries, 4 units of whole) the same by all features, points where there are no heads */
-    int by_heads, by_rows; /* of rows that have both, what is scanned: their heads, or all features row by row */
+    int by_rows;           /* whether rows that have heads are scanned by all features, row by row */
     uint8_t *last_rows;    /* (16, 4 units of whole) those where the array ends */
     float *heads, *bounds; /* (EMBEDDED, width of heads), (EMBEDDED,) */
     int32_t near_positions[NEAR], near_queries[NEAR]; /* of rows that heads let pass */
@@ -71,28 +70,35 @@ static int score_some(search *s, int64_t list, int64_t block, const int32_t *sta
                        hits);
 }
 
-/* Scores OUT (n, n_blocks * 16) of the first blocks of a list, by all features; -ABSENT where there is no row. */
+/* Scores OUT (n, n_blocks * 16) of the first blocks of a list, row by row; -ABSENT where there is no row. */
+static void score_all_rows(search *s, int64_t list, int64_t n_blocks, const query_point *const *points, int n) {
+    const int32_t *terms = s->rank.lists->points.terms;
+    int32_t out[BLOCK][COLUMNS] = {0}, starts[COLUMNS], lowest[COLUMNS];
+    uint16_t hits[HITS];
+    for (int c = 0; c < COLUMNS; c++) starts[c] = INT32_MIN / 2;
+    for (int c = 0; c < n; c++) lowest[c] = -points[c]->reach - 1, starts[c] = -128 * points[c]->sum - lowest[c];
+    for (int64_t b = 0; b < n_blocks; b++) {
+        int64_t block = s->rank.lists->blocks[list] + b;
+        score_some(s, list, block, starts, n, out, hits);
+        for (int r = 0; r < BLOCK; r++)
+            for (int c = 0; c < n; c++)
+                s->scores[(c * n_blocks + b) * BLOCK + r] =
+                    terms[block * BLOCK + r] == ABSENT ? -ABSENT : out[r][c] + lowest[c];
+    }
+}
+
+/* The same, by all features however rows stand. */
 static void score_nearest(search *s, int64_t list, int64_t n_blocks, const int32_t *queries, int n) {
     const skivfpq_lists *l = s->rank.lists;
+    const int32_t *terms = l->points.terms + l->blocks[list] * BLOCK;
     const query_point *points[COLUMNS];
     int64_t places = n_blocks * BLOCK;
     for (int c = 0; c < n; c++) points[c] = &s->states[queries[c]].point;
-    if (!l->whole) {
-        score_all(l, l->blocks[list], n_blocks, points, n, s->panel, s->scores);
-        return;
-    }
-    int32_t out[BLOCK][COLUMNS] = {0}, starts[COLUMNS], lowest[COLUMNS];
-    uint16_t hits[BLOCK];
-    for (int c = 0; c < COLUMNS; c++) starts[c] = INT32_MIN / 2;
-    for (int c = 0; c < n; c++) lowest[c] = -points[c]->reach - 1, starts[c] = -128 * points[c]->sum - lowest[c];
-    for (int64_t i = 0; i < places; i++) {
-        int is_absent = l->points.terms[l->blocks[list] * BLOCK + i] == ABSENT;
-        if (s->by_rows && i % BLOCK == 0) score_some(s, list, l->blocks[list] + i / BLOCK, starts, n, out, hits);
-        for (int c = 0; c < n; c++)
-            s->scores[c * places + i] = is_absent    ? -ABSENT
-                                        : s->by_rows ? out[i % BLOCK][c] + lowest[c]
-                                                     : plain_score(s, list, i, queries[c]);
-    }
+    if (!l->whole) score_all(l, l->blocks[list], n_blocks, points, n, s->panel, s->scores);
+    else if (s->by_rows) score_all_rows(s, list, n_blocks, points, n);
+    else for (int c = 0; c < n; c++)
+        for (int64_t i = 0; i < places; i++)
+            s->scores[c * places + i] = terms[i] == ABSENT ? -ABSENT : plain_score(s, list, i, queries[c]);
 }
 
 /* Thresholds to start with: the k-th best of the nearest list, or of the first of its rows. Where those are all, they
@@ -299,7 +305,7 @@ static void search_one(search *s, const int32_t *probes, int64_t n_probes, uint8
     for (int64_t p = 0; p < n_probes && probes[p] >= 0 && !*unserved; p++) {
         for (int64_t i = l->stray_offsets[probes[p]]; i < l->stray_offsets[probes[p] + 1]; i++)
             evaluate(&s->rank, s->states, l->strays[i]);
-        if (probes[p] != s->states->seen) (s->by_heads ? scan_heads : scan_panel)(s, probes[p], &query, 1);
+        if (probes[p] != s->states->seen) (s->rank.by_heads ? scan_heads : scan_panel)(s, probes[p], &query, 1);
         if (p == SOONER - 1 && l->whole) prepare(&s->rank, s->states), settle(&s->rank, s->states);
     }
 }
@@ -309,12 +315,12 @@ static void search_columns(search *s, const int32_t *probes, int64_t n_probes, i
                            const uint8_t *unserved) {
     sort_probes(s, probes, n_probes, first, last, unserved);
     evaluate_strays(s);
-    each_panel(s, s->by_heads ? scan_heads : scan_panel);
+    each_panel(s, s->rank.by_heads ? scan_heads : scan_panel);
 }
 
 /* Many queries, all that probe a list together. */
 static void search_many(search *s, const int32_t *probes, int64_t n_probes, uint8_t *unserved) {
-    int64_t n_sooner = s->by_heads && n_probes > SOONER ? SOONER : 0;
+    int64_t n_sooner = s->rank.by_heads && n_probes > SOONER ? SOONER : 0;
     sort_probes(s, probes, n_probes, 0, 1, unserved);
     s->n_nearest = s->starts[s->rank.lists->n_lists];
     memcpy(s->nearest, s->order, sizeof(int32_t) * s->n_nearest);
@@ -339,7 +345,7 @@ static int set_queries(search *s, uint8_t *unserved) {
         set_query(l, all, s->rank.query, s->wholes + i * all->units * 4, &q->point);
         unserved[i] = l->metric == BY_COSINE && is_zero(s->rank.query, l->d);
     }
-    for (int64_t first = 0; first < queries->n && s->by_heads; first += EMBEDDED) {
+    for (int64_t first = 0; first < queries->n && s->rank.by_heads; first += EMBEDDED) {
         int64_t n = queries->n - first < EMBEDDED ? queries->n - first : EMBEDDED;
         const char *values = (const char *)queries->values + first * size;
         if (EMBED(values, queries->is_f64, n, l->d, heads->embedding, s->heads, s->bounds) != 0) return 0;
@@ -385,7 +391,7 @@ int64_t SEARCH_LISTS(const skivfpq_lists *lists, const skivfpq_queries *queries,
     s.rank.row = take(scratch, &used, sizeof(double) * lists->d);
     s.last_rows = take(scratch, &used, lists->whole ? BLOCK * lists->whole->units * 4 : 0);
     if (!scratch) return used;
-    s.by_heads = lists->whole && heads_pay(lists, n, n_probes), s.by_rows = lists->whole && !s.by_heads;
+    s.rank.by_heads = lists->whole && heads_pay(lists, n, n_probes), s.by_rows = lists->whole && !s.rank.by_heads;
     memset(s.panel, 0, sizeof(column_level) * COLUMNS * widest);
     begin_scan();
     for (int64_t i = 0; i < n; i++)
