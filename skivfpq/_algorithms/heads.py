@@ -14,7 +14,8 @@ from skivfpq._algorithms.planes import (
     turned_head,
 )
 
-MOST_AXES = 1024  # features; the principal axes of more take longer to find
+MOST_FEATURES = 1024  # the principal axes of more take longer to find
+MOST_AXES = 252  # so do more of them
 
 LEAST_HEAD = 1 << 17  # values of centers, whose scores take longer than what a head costs
 MEASURING = 24  # times the time of scoring a feature of a center: by its fine point
@@ -39,7 +40,7 @@ def head_of_centers(centers, rows, n_threads=1):
     MEASURING times as much.
     """
     n_lists, n_features = centers.shape
-    is_large = n_lists * n_features >= LEAST_HEAD and 64 <= n_features <= min(MOST_AXES, n_lists)
+    is_large = n_lists * n_features >= LEAST_HEAD and 64 <= n_features <= min(MOST_FEATURES, n_lists)
     if not (_kernels.NATIVE and is_large):
         return None
     n_probed = max(1, int(np.sqrt(n_lists) / 2))
@@ -62,9 +63,11 @@ def head_of_rows(metric, vectors, offsets, ids, centers, n_threads=1):
         return None  # its tiles score batches in less time than heads cost (reckoned, not measured)
     live = np.flatnonzero(ids >= 0)
     is_large = len(live) >= LEAST_ROWS and n_lists >= NEIGHBORHOODS
-    if metric.is_product or not (_kernels.NATIVE and is_large and LEAST_FEATURES <= n_features <= MOST_AXES):
+    if metric.is_product or not (
+        _kernels.NATIVE and is_large and LEAST_FEATURES <= n_features <= MOST_FEATURES
+    ):
         return None
-    sample = np.float32(metric.rows(vectors[live[evenly(len(live), max(SAMPLE, 5 * n_features))]]))
+    sample = np.float32(metric.rows(vectors[live[evenly(len(live), max(SAMPLE, 2 * n_features))]]))
     groups = [np.float32(metric.rows(vectors[rows])) for rows in neighborhoods(offsets, ids, centers)]
     points, queries = np.concatenate(groups), np.concatenate([group[:SOME] for group in groups])
     if len(points) <= NEAREST:
@@ -105,7 +108,7 @@ def best_head(sample, points, queries, n_nearest, rounded, cost, worthwhile, n_t
     sq_sample = _sq_lengths(sample)
     usual = sample[sq_sample <= LONG**2 * np.median(sq_sample)]
     n_features = points.shape[1]
-    axes, _ = principal_axes(usual, n_features // 2, n_threads)
+    axes, _ = principal_axes(usual, min(n_features // 2, MOST_AXES), n_threads)
     if not np.isfinite(axes).all():  # most points are the same
         return None
     columns = np.ascontiguousarray(axes.T, dtype=np.float32)
