@@ -129,15 +129,22 @@ def test_neighbors_are_those_of_the_plain_search(instruction_set, name, dtype, c
     assert n_served >= (0 if case in ("zeros", "long rows", "two places", "tiny") else 38)
 
 
+@pytest.fixture
+def heads_always(monkeypatch):
+    """Heads are used however many rows are too long for them."""
+    monkeypatch.setattr(list_planes, "MOST_STRAYS", 1)
+
+
 @pytest.mark.parametrize("case", [*CASES, "bytes"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", ["euclidean", "cosine"])
-def test_heads_exclude_none_of_the_neighbors(instruction_set, name, dtype, case, rng):
+def test_heads_exclude_none_of_the_neighbors(instruction_set, heads_always, name, dtype, case, rng):
     metric, X = Metric(name), rows_of(case, (700, 45), dtype, rng)
     planes = filed(metric, X, 15, rng, n_axes=12)
     if planes is None:
         assert case in ("tiny", "1e30")
         return
+    assert planes.whole is not None
     queries = metric.queries(rows_of(case, (40, 45), dtype, rng))
     queries[:5] = metric.queries(X[:5])
     probes = all_lists(40, 15, rng)
@@ -150,7 +157,7 @@ def test_heads_exclude_none_of_the_neighbors(instruction_set, name, dtype, case,
 @pytest.mark.parametrize(
     ("d", "n_axes"), [(20, 1), (63, 28), (64, 12), (65, 60), (129, 33), (300, 124), (1000, 60)]
 )
-def test_heads_of_all_widths(instruction_set, d, n_axes, rng):
+def test_heads_of_all_widths(instruction_set, heads_always, d, n_axes, rng):
     metric, X = Metric("euclidean"), rng.normal(size=(400, 10)) @ rng.normal(size=(10, d))
     X = np.float32(X + 0.1 * rng.normal(size=X.shape))
     planes = filed(metric, X, 12, rng, n_axes)
@@ -162,7 +169,7 @@ def test_heads_of_all_widths(instruction_set, d, n_axes, rng):
 
 
 @pytest.mark.parametrize("n_axes", [12, 92])
-def test_heads_of_many_rows(instruction_set, n_axes, rng):
+def test_heads_of_many_rows(instruction_set, heads_always, n_axes, rng):
     """Enough to be searched by heads in batches too, whatever the instruction set."""
     metric, X = Metric("euclidean"), rng.normal(size=(9000, 10)) @ rng.normal(size=(10, 100))
     X = np.float32(X + 0.2 * rng.normal(size=X.shape))
@@ -174,7 +181,23 @@ def test_heads_of_many_rows(instruction_set, n_axes, rng):
     assert assert_same_search(metric, planes, queries, 90, all_lists(50, 20, rng), allowed) == 50
 
 
-def test_heads_with_strays_subsets_and_far_queries(instruction_set, rng):
+def test_heads_that_rows_are_too_long_for_are_not_used(rng):
+    X = np.float32(rng.normal(size=(600, 40)))
+    metric, head = Metric("euclidean"), any_head(Metric("euclidean"), X, 8)
+    offsets, ids = np.array([0, 300, 600]), np.arange(600, dtype=np.int32)
+    assert list_planes.pack_lists(metric, X, offsets, ids, head=head).whole is not None
+    X[5::9, 3] += 1e4 * head.axes[3, 0]
+    assert list_planes.pack_lists(metric, X, offsets, ids, head=head).whole is None
+
+
+def test_heads_wider_than_all_features_are_refused(rng):
+    X = np.float32(rng.normal(size=(100, 64)))
+    planes = filed(Metric("euclidean"), X, 3, rng, n_axes=63)
+    with pytest.raises(ValueError, match="wider than heads"):
+        planes.search(X[:5], all_lists(5, 3, rng), 2, 1)
+
+
+def test_heads_with_strays_subsets_and_far_queries(instruction_set, heads_always, rng):
     metric, X = Metric("euclidean"), rng.normal(size=(900, 40)).astype(np.float32)
     X[::50] *= 30  # strays
     planes = filed(metric, X, 14, rng, n_axes=28)

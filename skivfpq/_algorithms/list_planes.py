@@ -257,6 +257,8 @@ def pack_lists(metric, vectors, offsets, ids, n_threads=1, head=None, fine=False
     if not all(1e-15 < quantizer.scale < 1e15 for quantizer in quantizers):
         return None
     planes = _pack(metric, vectors, offsets, ids, *quantizers, n_threads=n_threads)
+    if planes.whole is not None and len(planes.strays) > MOST_STRAYS * len(live):  # too long for their heads?
+        planes = _pack(metric, vectors, offsets, ids, quantizers[-1], n_threads=n_threads)
     if fine:
         planes = replace(planes, fine=empty_fine(vectors.shape))
         _kernels.native.pack_fine(vectors, planes.points.origin, *planes.fine)

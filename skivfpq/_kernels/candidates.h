@@ -39,7 +39,7 @@ typedef struct {
 
 /* Rows of greater keys cannot win: raises the thresholds. Returns 0 where that does not fit. */
 static int raise_thresholds(const ranking *by, query_state *q, double key) {
-    return set_threshold(&q->point, key) && (!by->by_heads || set_threshold(&q->head, key));
+    return (!by->by_heads || set_threshold(&q->head, key)) && set_threshold(&q->point, key);
 }
 
 /* ---- rows found: a heap, the farthest on top */

@@ -1124,8 +1124,9 @@ cdef class PackedLists:
         if planes.whole is not None:
             self.whole = points_of(planes.whole, self.lists.d, 1)
             self.lists.whole = &self.whole
-            if planes.whole.codes.shape[0] != planes.vectors.shape[0] or planes.whole.head is not None:
-                raise ValueError("search: points by all features must be as many as rows.")
+            if (planes.whole.codes.shape[0] != planes.vectors.shape[0] or planes.whole.head is not None
+                    or self.whole.units < self.lists.points.units):
+                raise ValueError("search: points by all features must be as many as rows, and wider than heads.")
         return 0
 
 
@@ -1277,7 +1278,7 @@ cdef int check_centers(PackedLists centers, int64_t n_probes) except -1:
 def nearest_lists(
     PackedLists centers,              # of one list, by their numbers, with fine points
     const floating[:, ::1] queries,   # IN (n_queries, n_features), as the metric sees them
-    int32_t[:, ::1] probes,           # OUT (n_queries, n_probes), the nearest first, the others in any order
+    int32_t[:, ::1] probes,           # OUT (n_queries, n_probes), the nearest first, near ones before others
     uint8_t[::1] unserved,            # OUT (n_queries,) 1 where it must be done otherwise
 ):
     """The nearest centers of each query, ties by number."""

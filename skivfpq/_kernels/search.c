@@ -66,10 +66,12 @@ static int score_some(search *s, int64_t list, int64_t block, const int32_t *sta
         return score_rows(rows, s->panel, starts, l->whole->units, (int)n_rows, terms, out, hits);
     }
 #endif
+    (void)list;
     return score_block(p->codes + block * p->units * 64, s->panel, starts, p->units, n, p->terms + block * BLOCK, NULL, out,
                        hits);
 }
 
+#ifdef SCORES_ROWS
 /* Scores OUT (n, n_blocks * 16) of the first blocks of a list, row by row; -ABSENT where there is no row. */
 static void score_all_rows(search *s, int64_t list, int64_t n_blocks, const query_point *const *points, int n) {
     const int32_t *terms = s->rank.lists->points.terms;
@@ -87,6 +89,8 @@ static void score_all_rows(search *s, int64_t list, int64_t n_blocks, const quer
     }
 }
 
+#endif
+
 /* The same, by all features however rows stand. */
 static void score_nearest(search *s, int64_t list, int64_t n_blocks, const int32_t *queries, int n) {
     const skivfpq_lists *l = s->rank.lists;
@@ -94,9 +98,17 @@ static void score_nearest(search *s, int64_t list, int64_t n_blocks, const int32
     const query_point *points[COLUMNS];
     int64_t places = n_blocks * BLOCK;
     for (int c = 0; c < n; c++) points[c] = &s->states[queries[c]].point;
-    if (!l->whole) score_all(l, l->blocks[list], n_blocks, points, n, s->panel, s->scores);
-    else if (s->by_rows) score_all_rows(s, list, n_blocks, points, n);
-    else for (int c = 0; c < n; c++)
+    if (!l->whole) {
+        score_all(l, l->blocks[list], n_blocks, points, n, s->panel, s->scores);
+        return;
+    }
+#ifdef SCORES_ROWS
+    if (s->by_rows) {
+        score_all_rows(s, list, n_blocks, points, n);
+        return;
+    }
+#endif
+    for (int c = 0; c < n; c++)
         for (int64_t i = 0; i < places; i++)
             s->scores[c * places + i] = terms[i] == ABSENT ? -ABSENT : plain_score(s, list, i, queries[c]);
 }

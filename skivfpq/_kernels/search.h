@@ -73,7 +73,7 @@ typedef struct {
 } skivfpq_lists;
 
 #define ABSENT 1000000000
-#define SOONER 4 /* of the lists that a query probes, the nearest, which are searched before the others */
+#define SOONER 4 /* of the lists that a query probes, about the nearest, which are searched before the others */
 
 /* Queries (n, d), as the metric sees them. */
 typedef struct {
@@ -100,7 +100,7 @@ typedef struct {
     int64_t RANK_ROWS(const skivfpq_lists *lists, const skivfpq_queries *queries, const int64_t *candidates, \
                       int64_t n_candidates, int64_t k, double *keys, int64_t *positions, char *scratch); \
     /* The n_probes nearest centers of queries, the rows of one list with their fine points (of x - origin): */ \
-    /* probes OUT (n, n_probes), the nearest first, the SOONER nearest before the others. unserved OUT (n,) as above. */ \
+    /* probes OUT (n, n_probes), the nearest first, then near ones (SOONER), then the others. unserved OUT (n,) as above. */ \
     int64_t NEAREST_LISTS(const skivfpq_lists *centers, const skivfpq_fine_points *fine,             \
                           const skivfpq_queries *queries, int64_t n_probes, int32_t *probes, uint8_t *unserved, \
                           char *scratch);
