@@ -478,6 +478,7 @@ def test_an_index_of_rows_with_a_head(metric, monkeypatch, rng):
     X, more = np.split(low_rank(2600, rng), [2000])
     one_by_one = lambda index: np.concatenate([index.kneighbors(x[None])[1] for x in more[:40]])  # noqa: E731
     index = IVFIndex(n_lists=24, n_probes=11, metric=metric, random_state=0).fit(X)
+    least = heads.LEAST_ROWS
     monkeypatch.setattr(heads, "LEAST_ROWS", 0)
     monkeypatch.setattr(heads, "LEAST_FEATURES", 0)
     by_heads = IVFIndex(n_lists=24, n_probes=11, metric=metric, random_state=0).fit(X)
@@ -493,7 +494,11 @@ def test_an_index_of_rows_with_a_head(metric, monkeypatch, rng):
         lambda index: index.partial_fit(more[300:301]),
         lambda index: pickle.loads(pickle.dumps(index)),
     ):
-        index, by_heads = change(index), change(by_heads)
+        by_heads = change(by_heads)
+        with monkeypatch.context() as patch:
+            patch.setattr(heads, "LEAST_ROWS", least)
+            index = change(index)
+            assert index._file.planes()[1].whole is None
         for found, expected in zip(by_heads.kneighbors(more), index.kneighbors(more)):
             assert_array_equal(found, expected)
         assert_array_equal(one_by_one(by_heads), one_by_one(index))

@@ -59,13 +59,12 @@ def head_of_rows(metric, vectors, offsets, ids, centers, n_threads=1):
     head takes products with the axes: each of these features costs LOOKING times as much as to scan one.
     """
     n_lists, n_features = centers.shape
-    if _kernels.NATIVE and _kernels.native.INSTRUCTION_SET.startswith("amx"):
+    if metric.is_product or not (_kernels.NATIVE and LEAST_FEATURES <= n_features <= MOST_FEATURES):
+        return None
+    if _kernels.native.INSTRUCTION_SET.startswith("amx"):
         return None  # its tiles score batches in less time than heads cost (reckoned, not measured)
     live = np.flatnonzero(ids >= 0)
-    is_large = len(live) >= LEAST_ROWS and n_lists >= NEIGHBORHOODS
-    if metric.is_product or not (
-        _kernels.NATIVE and is_large and LEAST_FEATURES <= n_features <= MOST_FEATURES
-    ):
+    if len(live) < LEAST_ROWS or n_lists < NEIGHBORHOODS:
         return None
     sample = np.float32(metric.rows(vectors[live[evenly(len(live), max(SAMPLE, 2 * n_features))]]))
     groups = [np.float32(metric.rows(vectors[rows])) for rows in neighborhoods(offsets, ids, centers)]

@@ -69,8 +69,7 @@ class Points:
     def adding(self, places, others):
         """Points with others at free places: their codes are written, their terms to a copy."""
         lanes, own = self.codes.shape[2], np.arange(len(places))
-        own_lanes = others.codes.shape[2]
-        self.codes[places // lanes, :, places % lanes] = others.codes[own // own_lanes, :, own % own_lanes]
+        self.codes[places // lanes, :, places % lanes] = others.codes[own // lanes, :, own % lanes]
         terms = self.terms.copy()
         terms.reshape(-1)[places] = others.terms.reshape(-1)[own]
         error, longest = max(self.error, others.error), max(self.longest, others.longest)

@@ -109,20 +109,27 @@ static inline uint32_t reaching(const int32_t *scores, int32_t least) {
 #endif
 }
 
+/* The places, from first on, that 16 bits say, OUT (16,); returns how many. */
+static inline int put_places(uint32_t hits, int32_t first, int32_t *places) {
+#if defined(__AVX512F__) /* no branch that cannot be foretold; compressed in a register, since stores of that are slow */
+    const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    __m512i own = _mm512_add_epi32(lanes, _mm512_set1_epi32(first));
+    _mm512_storeu_si512(places, _mm512_maskz_compress_epi32((__mmask16)hits, own));
+    return __builtin_popcount(hits);
+#else
+    int n = 0;
+    for (; hits; hits &= hits - 1) places[n++] = first + __builtin_ctz(hits);
+    return n;
+#endif
+}
+
 /* The places of scores from least to below, OUT (n,); returns how many. n: a multiple of 16 */
 static inline int64_t places_between(const int32_t *scores, int64_t n, int32_t least, int32_t below, int32_t *places) {
     int64_t found = 0;
     for (int64_t i = 0; i < n; i += 16) {
         uint32_t hits = reaching(scores + i, least);
         if (hits && below < INT32_MAX) hits &= ~reaching(scores + i, below);
-#if defined(__AVX512F__) /* no branch that cannot be foretold; compressed in a register, since stores of that are slow */
-        const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-        __m512i own = _mm512_add_epi32(lanes, _mm512_set1_epi32((int32_t)i));
-        _mm512_storeu_si512(places + found, _mm512_maskz_compress_epi32((__mmask16)hits, own));
-        found += __builtin_popcount(hits);
-#else
-        for (; hits; hits &= hits - 1) places[found++] = (int32_t)i + __builtin_ctz(hits);
-#endif
+        found += put_places(hits, (int32_t)i, places + found);
     }
     return found;
 }

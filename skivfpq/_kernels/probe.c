@@ -64,7 +64,8 @@ static int set_queries(probing *p, const skivfpq_queries *queries, int64_t first
     if (!l->points.embedding) return 1;
     if (EMBED_FINE(&fine, n, l->d, l->points.embedding, p->heads, bounds) != 0) return 0;
     for (int c = 0; c < n; c++)
-        set_head(l, &l->points, p->heads + c * l->points.embedding->width, bounds[c], p->levels + c * 4 * l->points.units, p->points + c);
+        set_head(l, &l->points, p->heads + c * l->points.embedding->width, bounds[c],
+                 p->levels + c * 4 * l->points.units, p->points + c);
     return 1;
 }
 
@@ -183,7 +184,8 @@ int64_t NEAREST_LISTS(const skivfpq_lists *centers, const skivfpq_fine_points *f
     probing p = {.centers = centers, .fine = fine, .n_probes = n_probes};
     column_level *panel = take(scratch, &used, sizeof(column_level) * COLUMNS * width);
     p.levels = take(scratch, &used, sizeof(column_level) * COLUMNS * width);
-    p.heads = take(scratch, &used, sizeof(float) * COLUMNS * (centers->points.embedding ? centers->points.embedding->width : 0));
+    p.heads = take(scratch, &used,
+                   sizeof(float) * COLUMNS * (centers->points.embedding ? centers->points.embedding->width : 0));
     p.scores = take(scratch, &used, sizeof(int32_t) * (n < COLUMNS ? n : COLUMNS) * places);
     p.near = take(scratch, &used, sizeof(int32_t) * n_places);
     p.nearness = take(scratch, &used, sizeof(double) * n_places);

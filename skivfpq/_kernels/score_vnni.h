@@ -57,10 +57,20 @@ typedef int32_t loose_int __attribute__((aligned(1), may_alias));
     if (c < columns) scores##c = (uint32_t)starts[c] - *(const lanes16 *)thresholds;
 #define ACCUMULATE(c)                                                                                \
     if (c < columns) DOT4(scores##c, unit, panel + c * 4);
-#define FINISH(c)                                                                                    \
-    if (c < columns) misses &= scores##c;
-#define STORE(c)                                                                                     \
-    if (c < columns) *(lanes16 *)out[c] = scores##c, hits[c] = ~sign_bits(&scores##c) & 0xFFFF;
+#define FINISH(i)                                                                                    \
+    if (i < used) misses &= scores##i;
+#define STORE(i)                                                                                     \
+    if (i < used) *(lanes16 *)out[i] = scores##i, hits[i] = ~sign_bits(&scores##i) & 0xFFFF;
+
+/* Writes the scores that are used, and their hits, and returns 1; or 0 where there are none: misses has the signs of lanes
+ * that no score hits. */
+#define RETURN_HITS(n_used)                                                                          \
+    const int used = n_used;                                                                         \
+    lanes16 misses = ~(lanes16){0};                                                                  \
+    EACH_COLUMN(FINISH)                                                                              \
+    if (sign_bits(&misses) == 0xFFFF) return 0;                                                      \
+    EACH_COLUMN(STORE)                                                                               \
+    return 1;
 
 /* Compiled for panels with 4, 8, 12 and 16 columns in use. */
 static inline __attribute__((always_inline)) int score_columns(SCORE_BLOCK_ARGUMENTS) {
@@ -72,11 +82,7 @@ static inline __attribute__((always_inline)) int score_columns(SCORE_BLOCK_ARGUM
         __builtin_prefetch(rows + block_size); /* the next block */
         EACH_COLUMN(ACCUMULATE)
     }
-    lanes16 misses = ~(lanes16){0}; /* its signs: rows that no column hits */
-    EACH_COLUMN(FINISH)
-    if (sign_bits(&misses) == 0xFFFF) return 0;
-    EACH_COLUMN(STORE)
-    return 1;
+    RETURN_HITS(columns)
 }
 
 /* A single column: four sums of every fourth unit each fill the time that one would wait. */
@@ -121,10 +127,6 @@ static int score_block(SCORE_BLOCK_ARGUMENTS) {
     if (r < n_rows) scores##r = *(const lanes16 *)starts - (uint32_t)terms[r];
 #define ACCUMULATE_ROW(r)                                                                            \
     if (r < n_rows) DOT_ROW(scores##r, fours[r / 4] + r % 4 * size + 4 * u, columns);
-#define FINISH_ROW(r)                                                                                \
-    if (r < n_rows) misses &= scores##r;
-#define STORE_ROW(r)                                                                                 \
-    if (r < n_rows) *(lanes16 *)out[r] = scores##r, hits[r] = ~sign_bits(&scores##r) & 0xFFFF;
 
 /* Compiled for 4, 8, 12 and 16 rows. */
 static inline __attribute__((always_inline)) int score_some_rows(SCORE_ROWS_ARGUMENTS) {
@@ -136,11 +138,7 @@ static inline __attribute__((always_inline)) int score_some_rows(SCORE_ROWS_ARGU
         __builtin_prefetch(rows + BLOCK * size + u * 64); /* the next 16 rows */
         EACH_COLUMN(ACCUMULATE_ROW)
     }
-    lanes16 misses = ~(lanes16){0}; /* its signs: columns that no row hits */
-    EACH_COLUMN(FINISH_ROW)
-    if (sign_bits(&misses) == 0xFFFF) return 0;
-    EACH_COLUMN(STORE_ROW)
-    return 1;
+    RETURN_HITS(n_rows)
 }
 
 static inline int score_rows(SCORE_ROWS_ARGUMENTS) {

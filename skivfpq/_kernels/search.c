@@ -176,16 +176,8 @@ static void look_closer(search *s, int is_far) {
 
 /* Rows of a block, from this position on, that hit a query; absent ones never do. */
 static inline void add_near(search *s, int32_t query, int64_t first, uint32_t hits) {
-#if defined(__AVX512F__) /* no branch that cannot be foretold; compressed in a register, since stores of that are slow */
-    const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-    __m512i own = _mm512_add_epi32(lanes, _mm512_set1_epi32((int32_t)first));
-    _mm512_storeu_si512(s->near_positions + s->n_near, _mm512_maskz_compress_epi32((__mmask16)hits, own));
-    _mm512_storeu_si512(s->near_queries + s->n_near, _mm512_set1_epi32(query));
-    s->n_near += __builtin_popcount(hits);
-#else
-    for (; hits; hits &= hits - 1, s->n_near++)
-        s->near_positions[s->n_near] = (int32_t)first + __builtin_ctz(hits), s->near_queries[s->n_near] = query;
-#endif
+    for (int i = 0; i < BLOCK; i++) s->near_queries[s->n_near + i] = query;
+    s->n_near += put_places(hits, (int32_t)first, s->near_positions + s->n_near);
 }
 
 /* Rows of the heads' blocks of a list that pass, by all features. queries: those of the panel. */
@@ -318,7 +310,7 @@ static void search_one(search *s, const int32_t *probes, int64_t n_probes, uint8
         for (int64_t i = l->stray_offsets[probes[p]]; i < l->stray_offsets[probes[p] + 1]; i++)
             evaluate(&s->rank, s->states, l->strays[i]);
         if (probes[p] != s->states->seen) (s->rank.by_heads ? scan_heads : scan_panel)(s, probes[p], &query, 1);
-        if (p == SOONER - 1 && l->whole) prepare(&s->rank, s->states), settle(&s->rank, s->states);
+        if (p == SOONER - 1 && s->rank.by_heads) settle_all(s, unserved, NULL, NULL);
     }
 }
 
