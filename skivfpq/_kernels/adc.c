@@ -365,6 +365,8 @@ int64_t SEARCH_CODES(const skivfpq_lists *lists, const skivfpq_queries *queries,
     s.list_terms = take(scratch, &used, sizeof(double) * n_probes);
     s.rank.query = take(scratch, &used, sizeof(double) * lists->d);
     s.rank.row = take(scratch, &used, sizeof(double) * lists->d);
+    s.rank.scores = take(scratch, &used, sizeof(int32_t) * (capacity + 16));
+    s.rank.others = take(scratch, &used, sizeof(waiting_row) * capacity);
     if (!scratch) return used;
     s.sums = pick_sums(c);
     for (int64_t i = 0; i < queries->n; i++) {
@@ -374,7 +376,7 @@ int64_t SEARCH_CODES(const skivfpq_lists *lists, const skivfpq_queries *queries,
         unserved[i] = own[0] < 0 || (lists->metric == BY_COSINE && is_zero(s.rank.query, lists->d));
         if (unserved[i] || (unserved[i] = !set_tables(&s, own, n_probes))) continue;
         scan_lists(&s, own, n_probes);
-        prepare(&s.rank, &s.state), settle(&s.rank, &s.state);
+        settle(&s.rank, &s.state);
         unserved[i] = s.state.n_found < k;
         if (!unserved[i]) take_found(&s.rank, &s.state, keys + i * k, positions + i * k);
     }

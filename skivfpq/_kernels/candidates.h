@@ -5,11 +5,9 @@
 #define SKIVFPQ_CANDIDATES_H
 
 #include "keys.h"
-#include "select.h"
 
 #define EXTRA 64   /* rows that wait beyond 2 k */
-#define AHEAD 4    /* rows fetched before they are needed */
-#define FETCHED 32 /* at once */
+#define AHEAD 8    /* rows fetched before they are needed */
 
 typedef struct {
     int32_t score, position;
@@ -35,6 +33,8 @@ typedef struct {
     int64_t k, capacity;
     int by_heads; /* whether queries have heads, which are scanned first */
     double *query, *row; /* (d,) of the query that rows are evaluated for */
+    int32_t *scores;     /* (capacity + 16,) of rows that wait */
+    waiting_row *others; /* (capacity,) */
 } ranking;
 
 /* Rows of greater keys cannot win: raises the thresholds. Returns 0 where that does not fit. */
@@ -78,44 +78,69 @@ static void evaluate(const ranking *by, query_state *q, int64_t position) {
 
 /* ---- rows that wait */
 
-#define IS_BETTER(a, b) ((a).score > (b).score)
-SELECT(select_best, waiting_row, IS_BETTER)
-
 /* Brings the k best that wait to the front, and drops rows that cannot win any more. */
 static void drop_hopeless(const ranking *by, query_state *q) {
-    int32_t kth = INT32_MAX, n = 0;
-    if (q->n_waiting >= by->k) {
-        select_best(q->waiting, q->n_waiting, by->k);
-        for (int64_t i = 0; i < by->k; i++) kth = q->waiting[i].score < kth ? q->waiting[i].score : kth;
+    int32_t kth = INT32_MAX, least = INT32_MAX, *scores = by->scores;
+    int64_t n = q->n_waiting, n_best = 0, n_others = 0;
+    if (n >= by->k) {
+        for (int64_t i = 0; i < n; i++) scores[i] = q->waiting[i].score;
+        for (int64_t i = n; i % 16; i++) scores[i] = -ABSENT;
+        least = kth_score(scores, (n + 15) / 16 * 16, by->k, 0);
+        for (int64_t i = 0; i < n; i++) kth = scores[i] >= least && scores[i] < kth ? scores[i] : kth;
         raise_thresholds(by, q, highest_key(&q->point, kth));
     }
-    for (int64_t i = 0; i < q->n_waiting; i++)
-        if (q->waiting[i].score >= q->point.threshold) q->waiting[n++] = q->waiting[i];
-    q->n_waiting = n;
-}
-
-static inline void fetch_waiting(const ranking *by, const query_state *q, int64_t i) {
-    if (q->point.is_exact) __builtin_prefetch(by->lists->ids + q->waiting[i].position);
-    else fetch_row(by->lists, q->waiting[i].position);
-}
-
-/* The same, and brings the other rows nearer. */
-static void prepare(const ranking *by, query_state *q) {
-    drop_hopeless(by, q);
-    for (int64_t i = 0; i < q->n_waiting && i < FETCHED; i++) fetch_waiting(by, q, i);
-}
-
-/* Evaluates those that wait, prepared, and may still win: the k best first. */
-static void settle(const ranking *by, query_state *q) {
-    if (!q->point.is_exact) load_query(by->queries, q->number, by->lists->d, by->query);
-    for (int64_t i = 0; i < q->n_waiting; i++) {
+    least = least > q->point.threshold ? least : q->point.threshold;
+    for (int64_t i = 0; i < n; i++) { /* without a branch that cannot be foretold */
         waiting_row row = q->waiting[i];
-        if (i + AHEAD < q->n_waiting && q->waiting[i + AHEAD].score >= q->point.threshold) fetch_waiting(by, q, i + AHEAD);
+        int is_best = row.score >= least, is_other = !is_best && row.score >= q->point.threshold;
+        q->waiting[n_best] = row, n_best += is_best;
+        by->others[n_others] = row, n_others += is_other;
+    }
+    memcpy(q->waiting + n_best, by->others, sizeof(waiting_row) * n_others);
+    q->n_waiting = (int32_t)(n_best + n_others);
+}
+
+/* Some that wait, to be fetched one by one while others are evaluated: memory answers no more than so many at a time. */
+typedef struct {
+    const query_state *query;
+    int64_t next, stop;
+} fetching;
+
+static inline void fetch_next(const ranking *by, fetching *rows) {
+    if (rows->next == rows->stop) return;
+    waiting_row row = rows->query->waiting[rows->next++];
+    if (row.score < rows->query->point.threshold) return;
+    if (rows->query->point.is_exact) __builtin_prefetch(by->lists->ids + row.position);
+    else fetch_row(by->lists, row.position);
+}
+
+static void fetch_all(const ranking *by, fetching *rows) {
+    while (rows->next < rows->stop) fetch_next(by, rows);
+}
+
+/* Evaluates those of the first n that wait which may still win, drops them and all that may not; fetches others. */
+static void evaluate_first(const ranking *by, query_state *q, int64_t n, fetching *others) {
+    int64_t left = 0;
+    if (!q->point.is_exact && n > 0) load_query(by->queries, q->number, by->lists->d, by->query);
+    for (int64_t i = 0; i < n; i++) {
+        waiting_row row = q->waiting[i];
+        fetch_next(by, others);
         if (row.score < q->point.threshold) continue;
         if (!q->point.is_exact) evaluate(by, q, row.position);
         else add_found(by, q, row.position, key_of_score(by->lists, &q->point, row.score, row.position));
     }
-    q->n_waiting = 0;
+    fetch_all(by, others);
+    for (int64_t i = n; i < q->n_waiting; i++)
+        if (q->waiting[i].score >= q->point.threshold) q->waiting[left++] = q->waiting[i];
+    q->n_waiting = left;
+}
+
+/* Evaluates all that may still win, the k best first. */
+static void settle(const ranking *by, query_state *q) {
+    drop_hopeless(by, q);
+    fetching rows = {q, 0, q->n_waiting};
+    for (int i = 0; i < AHEAD; i++) fetch_next(by, &rows);
+    evaluate_first(by, q, q->n_waiting, &rows);
 }
 
 /* Drops rows that cannot win any more; evaluates all where those are too few. */

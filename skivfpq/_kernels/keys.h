@@ -63,7 +63,7 @@ static int set_threshold(query_point *q, double key) {
 }
 
 /* No row of this score has a greater key. */
-static double highest_key(const query_point *q, int32_t score) {
+static inline double highest_key(const query_point *q, int32_t score) {
     if (q->is_linear) return -(q->base + q->unit * score - q->slack);
     double distance = sqrt(fmax(q->base - q->unit * ((double)score - 1), 0)) * (1 + ROUNDING) + q->slack;
     return (q->metric == BY_COSINE ? distance * distance / 2 : distance * distance) * (1 + ROUNDING);
@@ -71,7 +71,7 @@ static double highest_key(const query_point *q, int32_t score) {
 
 /* The key of a row of integers and a query of such, of their score: their squared distance, but for the half of |a|^2 that
  * an odd one loses in the term. All of it is exact in float64, and so is the sum of squared differences. */
-static double key_of_score(const skivfpq_lists *l, const query_point *q, int32_t score, int64_t position) {
+static inline double key_of_score(const skivfpq_lists *l, const query_point *q, int32_t score, int64_t position) {
     return q->base - q->unit * score + (l->odd[position / 8] >> position % 8 & 1);
 }
 
@@ -141,25 +141,27 @@ static int64_t count_from(const int32_t *scores, int64_t n, int32_t least) {
     return count;
 }
 
-#define GROUPS 64 /* of places, every 64th; the k-th best of their best bounds the k-th best of all, closely for small k */
+#define GROUPS 256 /* of places, at most; where they are four times k, the k-th best of their best is close to that of all */
 
 /* A score that k places reach, or up to so many more, the best possible but for those: by bisection. n: as above */
 static int32_t kth_score(const int32_t *scores, int64_t n, int64_t k, int64_t more) {
+    int64_t n_groups = n >= 4 * GROUPS ? GROUPS : GROUPS / 4; /* places g, n_groups + g, ... are one */
     ints lowest = (ints){0} + INT32_MAX, best[GROUPS / LANES];
-    for (int g = 0; g < GROUPS / LANES; g++) best[g] = (ints){0} + INT32_MIN;
+    for (int g = 0; g < n_groups / LANES; g++) best[g] = (ints){0} + INT32_MIN;
     for (int64_t i = 0; i < n; i += LANES) {
-        ints some = *(const ints *)(scores + i), absent = some == -ABSENT, *own = best + i % GROUPS / LANES;
+        ints some = *(const ints *)(scores + i), absent = some == -ABSENT, *own = best + i % n_groups / LANES;
         *own = GREATER(*own, some), lowest = LESSER(lowest, (absent & INT32_MAX) | (~absent & some));
     }
     const int32_t *highest = (const int32_t *)best;
     int32_t low = lowest[0], high = highest[0];
+    int64_t count = -1;
     for (int i = 1; i < LANES; i++) low = lowest[i] < low ? lowest[i] : low;
-    for (int i = 1; i < GROUPS; i++) high = highest[i] > high ? highest[i] : high;
-    if (k <= GROUPS / 4 && n >= 4 * GROUPS) {
-        int32_t bound = kth_score(highest, GROUPS, k, 0);
-        if (count_from(highest, GROUPS, bound) >= k) low = bound; /* not where most groups are all ABSENT */
+    for (int i = 1; i < n_groups; i++) high = highest[i] > high ? highest[i] : high;
+    if (k <= n_groups / 4 && n >= 4 * n_groups) {
+        int32_t bound = kth_score(highest, n_groups, k, 0);
+        if (count_from(highest, n_groups, bound) >= k) low = bound, count = count_from(scores, n, low); /* not all ABSENT */
     }
-    for (int64_t count = -1; low < high && !(count >= k && count <= k + more);) { /* fewer than k reach high + 1 */
+    while (low < high && !(count >= k && count <= k + more)) { /* fewer than k reach high + 1 */
         int32_t middle = low + (int32_t)(((int64_t)high - low + 1) / 2);
         count = count_from(scores, n, middle);
         if (count >= k) low = middle;

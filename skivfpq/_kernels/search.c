@@ -23,6 +23,7 @@ typedef struct {
     column_level *wholes; /* (n_queries, 4 units of whole) the same by all features, points where there are no heads */
     int by_rows;           /* whether rows that have heads are scanned by all features, row by row */
     uint8_t *last_rows;    /* (16, 4 units of whole) those where the array ends */
+    const uint8_t *ahead, *ahead_stop; /* points of the list to come, those not fetched yet */
     float *heads, *bounds; /* (EMBEDDED, width of heads), (EMBEDDED,) */
     int32_t near_positions[NEAR], near_queries[NEAR]; /* of rows that heads let pass */
     int n_near;
@@ -48,6 +49,19 @@ static int32_t plain_score(const search *s, int64_t list, int64_t number, int32_
     for (int64_t u = 0; u < p->units; u++, codes += 64, point += 4)
         for (int i = 0; i < 4; i++) score += codes[i] * point[UNIT_PLACE(i)];
     return score;
+}
+
+/* Points of a list are to be fetched while the one before is scanned, for one query: those of many share lists. */
+static void fetch_list(search *s, int64_t list) {
+    const skivfpq_lists *l = s->rank.lists;
+    int64_t size = l->points.units * 4 * BLOCK;
+    s->ahead = l->points.codes + l->blocks[list] * size, s->ahead_stop = l->points.codes + l->blocks[list + 1] * size;
+}
+
+/* So many of its bytes. */
+static inline void fetch_ahead(search *s, int64_t n_bytes) {
+    const uint8_t *stop = s->ahead_stop - s->ahead < n_bytes ? s->ahead_stop : s->ahead + n_bytes;
+    for (; s->ahead < stop; s->ahead += 64) __builtin_prefetch(s->ahead, 0, 2);
 }
 
 /* A block of a list against the panel: out and hits by columns or, where rows are scored one by one, by rows. */
@@ -192,6 +206,7 @@ static void scan_heads(search *s, int64_t list, const int32_t *queries, int n) {
         starts[c] = c < n ? -128 * head->sum - head->threshold : INT32_MIN / 2;
     }
     for (int64_t b = l->blocks[list]; b < l->blocks[list + 1]; b++) {
+        fetch_ahead(s, p->units * 64);
         if (!score_block(p->codes + b * p->units * 64, s->panel, starts, p->units, n, p->terms + b * BLOCK, NULL, out, hits))
             continue;
         for (int c = 0; c < n; c++) {
@@ -217,6 +232,7 @@ static void scan_panel(search *s, int64_t list, const int32_t *queries, int n) {
         thresholds[c] = points[c]->threshold, starts[c] = -128 * points[c]->sum - thresholds[c];
     }
     for (int64_t b = l->blocks[list]; b < l->blocks[list + 1]; b++) {
+        fetch_ahead(s, p->units * 64);
         if (!score_some(s, list, b, starts, n, out, hits)) continue;
         const int32_t *terms = p->terms + b * BLOCK;
         int64_t first = l->offsets[list] + (b - l->blocks[list]) * BLOCK;
@@ -281,18 +297,31 @@ static void sort_probes(search *s, const int32_t *probes, int64_t n_probes, int6
     EACH_PAIR(s->order[starts[list + 1]++] = (int32_t)i)
 }
 
-/* Evaluates what waits, of queries of a list together, since they share rows; and takes what was found if there are keys
- * to take. */
+/* The query at a place among those to be searched, or NULL. */
+static query_state *query_at(const search *s, int64_t place, const uint8_t *unserved) {
+    if (place < 0 || place >= s->n_nearest || unserved[s->nearest[place]]) return NULL;
+    return s->states + s->nearest[place];
+}
+
+/* Evaluates what waits, of queries of a list together, since they share rows: first the k best of each, then those that may
+ * still win, which come from memory while the k best of the next query are evaluated. Takes what was found if there are
+ * keys to take. */
 static void settle_all(search *s, uint8_t *unserved, double *keys, int64_t *positions) {
-    for (int64_t i = 0; i <= s->n_nearest; i++) {
-        if (i < s->n_nearest) prepare(&s->rank, s->states + s->nearest[i]);
-        if (i == 0 || unserved[s->nearest[i - 1]]) continue;
-        int32_t query = s->nearest[i - 1]; /* its rows have come while the next was prepared */
-        settle(&s->rank, s->states + query);
-        if (!keys) continue;
-        unserved[query] = s->states[query].n_found < s->rank.k;
-        if (!unserved[query])
-            take_found(&s->rank, s->states + query, keys + query * s->rank.k, positions + query * s->rank.k);
+    const ranking *by = &s->rank;
+    int64_t k = by->k;
+    for (int64_t i = 0; i < s->n_nearest + 2; i++) {
+        query_state *next = query_at(s, i, unserved), *now = query_at(s, i - 1, unserved), *last = query_at(s, i - 2, unserved);
+        fetching best = {0}, others = {0};
+        if (next) drop_hopeless(by, next), best = (fetching){next, 0, next->n_waiting < k ? next->n_waiting : k};
+        if (now) evaluate_first(by, now, now->n_waiting < k ? now->n_waiting : k, &best);
+        if (now) others = (fetching){now, 0, now->n_waiting};
+        fetch_all(by, &best);
+        if (last) evaluate_first(by, last, last->n_waiting, &others);
+        fetch_all(by, &others);
+        if (!last || !keys) continue;
+        int32_t query = s->nearest[i - 2];
+        unserved[query] = last->n_found < k;
+        if (!unserved[query]) take_found(by, last, keys + query * k, positions + query * k);
     }
 }
 
@@ -309,6 +338,7 @@ static void search_one(search *s, const int32_t *probes, int64_t n_probes, uint8
     for (int64_t p = 0; p < n_probes && probes[p] >= 0 && !*unserved; p++) {
         for (int64_t i = l->stray_offsets[probes[p]]; i < l->stray_offsets[probes[p] + 1]; i++)
             evaluate(&s->rank, s->states, l->strays[i]);
+        if (p + 1 < n_probes && probes[p + 1] >= 0) fetch_list(s, probes[p + 1]);
         if (probes[p] != s->states->seen) (s->rank.by_heads ? scan_heads : scan_panel)(s, probes[p], &query, 1);
         if (p == SOONER - 1 && s->rank.by_heads) settle_all(s, unserved, NULL, NULL);
     }
@@ -360,14 +390,25 @@ static int set_queries(search *s, uint8_t *unserved) {
     return 1;
 }
 
-/* Whether it is the heads that so many queries are to be searched by: what they save of the rows that a query probes is
- * more than its head and the rows cost that heads leave. Only some instruction sets can do without. */
-static int heads_pay(const skivfpq_lists *l, int64_t n_queries, int64_t n_probes) {
 #ifdef SCORES_ROWS
-    double n_scanned = (double)l->offsets[l->n_lists] / l->n_lists * n_probes;
-    return n_queries < COLUMNS || n_scanned * 4 * (l->whole->units - l->points.units) > HEAD_COST * l->d;
+/* How many lists the queries probe, all together. */
+static int64_t count_probes(const int32_t *probes, int64_t n_queries, int64_t n_probes) {
+    int64_t count = 0;
+    for (int64_t i = 0; i < n_queries; i++)
+        for (int64_t p = 0; p < n_probes && probes[i * n_probes + p] >= 0; p++) count++;
+    return count;
+}
+#endif
+
+/* Whether it is the heads that queries are to be searched by: what they save of the rows that a query probes is more than
+ * its head and the rows cost that heads leave. Only some instruction sets can do without. */
+static int heads_pay(const skivfpq_lists *l, const int32_t *probes, int64_t n_queries, int64_t n_probes) {
+#ifdef SCORES_ROWS
+    if (n_queries < COLUMNS) return 1;
+    double n_scanned = (double)l->offsets[l->n_lists] / l->n_lists * count_probes(probes, n_queries, n_probes) / n_queries;
+    return n_scanned * 4 * (l->whole->units - l->points.units) > HEAD_COST * l->d;
 #else
-    (void)l, (void)n_queries, (void)n_probes;
+    (void)l, (void)probes, (void)n_queries, (void)n_probes;
     return 1;
 #endif
 }
@@ -393,9 +434,11 @@ int64_t SEARCH_LISTS(const skivfpq_lists *lists, const skivfpq_queries *queries,
     s.nearest = take(scratch, &used, sizeof(int32_t) * n);
     s.rank.query = take(scratch, &used, sizeof(double) * lists->d);
     s.rank.row = take(scratch, &used, sizeof(double) * lists->d);
+    s.rank.scores = take(scratch, &used, sizeof(int32_t) * (capacity + 16));
+    s.rank.others = take(scratch, &used, sizeof(waiting_row) * capacity);
     s.last_rows = take(scratch, &used, lists->whole ? BLOCK * lists->whole->units * 4 : 0);
     if (!scratch) return used;
-    s.rank.by_heads = lists->whole && heads_pay(lists, n, n_probes), s.by_rows = lists->whole && !s.rank.by_heads;
+    s.rank.by_heads = lists->whole && heads_pay(lists, probes, n, n_probes), s.by_rows = lists->whole && !s.rank.by_heads;
     memset(s.panel, 0, sizeof(column_level) * COLUMNS * widest);
     begin_scan();
     for (int64_t i = 0; i < n; i++)
