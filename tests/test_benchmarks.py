@@ -545,9 +545,9 @@ def test_search_end_to_end(tmp_path, rng):
     assert tasks == ["indexes", "flat", "flat", "pq", "pq", "exact", "changes"]
     indexes, low, high, pq, _, exact, changes = document["sections"]
     assert [one["configuration"] for one in indexes["configurations"]] == [
-        "n_lists=auto",
-        "n_lists=7",
-        "n_lists=14",
+        f"n_lists={n_lists}, probing={probing}"
+        for n_lists in ("auto", 7, 14)
+        for probing in ("fixed", "adaptive")
     ]
     assert all(one["points"][0]["parameter"] == 1 for one in indexes["configurations"])
     for section, target in ((low, 0.8), (high, 1)):

@@ -28,6 +28,8 @@ INDEXES = [
     for params in (
         {},
         {"n_lists": 3, "n_probes": 1},
+        {"probing": "adaptive"},
+        {"n_lists": 6, "n_probes": 2, "probing": "adaptive", "fine_quantizer": ProductQuantizer()},
         {"fine_quantizer": ProductQuantizer()},
         {"fine_quantizer": ProductQuantizer(rotation="opq"), "by_residual": False},
         {"fine_quantizer": ProductQuantizer(n_bits=4), "refine_factor": 4, "n_lists": 2, "n_probes": 2},

@@ -447,7 +447,7 @@ def test_few_rows_come_and_go_without_moving_others(seed, metric, name):
     index.partial_fit(X[150:200])  # moves all, to where there is room for more
     rows = dict(enumerate(index.reconstruct(np.arange(200))))
     held, file = next(iter(index._file.lists.rows.values())), index._file
-    found = index._file.search(index._file.metric.queries(queries), 4, 5)
+    found = file.search(file.metric.queries(queries), 4, file.probes(5))
     for step in range(10):
         gone, number = np.unique(found[1])[step], index.n_samples_fit_
         index.remove([gone, gone])
@@ -456,7 +456,7 @@ def test_few_rows_come_and_go_without_moving_others(seed, metric, name):
         rows[number] = index.reconstruct([number])[0]
     assert next(iter(index._file.lists.rows.values())) is held
     assert_holds(index, rows, queries, metric, exact=name in ("flat", "refined"))
-    for before, after in zip(found, file.search(file.metric.queries(queries), 4, 5)):
+    for before, after in zip(found, file.search(file.metric.queries(queries), 4, file.probes(5))):
         assert_array_equal(before, after)  # a search under way sees the rows as they were
     assert index.kneighbors()[1].shape == (len(rows), 5)
     assert_array_equal(index.kneighbors(queries, 4, subset=list(rows))[1], index.kneighbors(queries, 4)[1])
@@ -730,6 +730,128 @@ def test_tune_on_other_queries(embedded):
     codes.tune(queries, target_recall=0.9, n_neighbors=3)  # against probing every list
     full = codes.kneighbors(queries, 3, n_probes=60, return_distance=False)
     assert neighbors_recall(full, codes.kneighbors(queries, 3, return_distance=False)) >= 0.9
+
+
+# ---- adaptive probes
+
+
+@pytest.fixture(scope="module")
+def uneven():
+    """Rows (5000, 24) and queries (1000, 24) of few dimensions, whose density varies, float32."""
+    rng = np.random.default_rng(0)
+    X = (rng.normal(size=(6000, 6)) * np.exp(rng.normal(size=(6000, 1)))) @ rng.normal(size=(6, 24))
+    return np.split(np.float32(X + 0.05 * rng.normal(size=X.shape)), [5000])
+
+
+def probed_lists(index, queries, n_probes):
+    """The lists of each query, by the formula."""
+    most, reach = index._file.probes(n_probes)
+    centers = index.coarse_quantizer_.cluster_centers_.astype(np.float64)
+    queries = queries.astype(np.float64)
+    if index.metric == "cosine":
+        queries = queries / np.linalg.norm(queries, axis=1, keepdims=True)
+    name = "inner_product" if index.metric == "inner_product" else "sqeuclidean"
+    for keys in plain_distances(queries, centers, name):
+        order = np.argsort(keys, kind="stable")[:most]
+        limit = keys[order[:4]].mean() + (reach * abs(keys[order[0]]) if reach < np.inf else np.inf)
+        yield order[(keys[order] <= limit) | (keys[order] == keys[order[0]])]
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("name", ["flat", "pq", "16-bit codes"])
+@pytest.mark.parametrize("n_probes", [2, 7, 20])
+def test_adaptive_probes_are_the_lists_within_reach(uneven, metric, name, n_probes):
+    X, queries = uneven[0], uneven[1][:60]
+    index = IVFIndex(50, 3, probing="adaptive", metric=metric, random_state=0, **QUANTIZERS[name]).fit(X)
+    rows = index.reconstruct(np.arange(5000))
+    distances, indices = index.kneighbors(queries, 10, n_probes=n_probes)
+    n_compared, sizes = 0, []
+    for i, lists in enumerate(probed_lists(index, queries, n_probes)):
+        sizes.append(len(lists))
+        members = np.flatnonzero(np.isin(index.labels_, lists))
+        one = index.kneighbors(queries[i : i + 1], 10, n_probes=n_probes)
+        assert_array_equal(one[0][0], distances[i])
+        assert_array_equal(one[1][0], indices[i])
+        if len(members) < 10:  # more lists are probed then
+            continue
+        expected, found = exact_neighbors(queries[i : i + 1], rows[members], 10, metric)
+        n_compared += 1
+        assert_allclose(distances[i], expected[0], rtol=1e-6, atol=1e-6 * np.abs(expected).max())
+        if name == "flat":
+            assert_array_equal(indices[i], members[found[0]])
+    assert n_compared > 15
+    assert len(set(sizes)) > 1
+    assert max(sizes) <= 2 * n_probes
+
+
+def test_adaptive_probes_are_so_many_on_average(uneven, embedded):
+    for X, queries in (uneven, embedded):
+        index = IVFIndex(90, 3, probing="adaptive", random_state=0).fit(X)
+        for n_probes in (2, 5, 12, 40):
+            sizes = [len(lists) for lists in probed_lists(index, queries, n_probes)]
+            assert np.mean(sizes) == pytest.approx(n_probes, rel=0.15)
+
+
+def test_adaptive_probes_find_more_in_as_many_lists(uneven, embedded):
+    for (X, queries), n_probes in ((uneven, 4), (uneven, 8), (embedded, 2)):
+        index = IVFIndex(90, n_probes, n_neighbors=10, probing="adaptive", random_state=0).fit(X)
+        missed = 1 - index.score(queries)
+        assert missed < 0.8 * (1 - index.set_params(probing="fixed").score(queries))
+
+
+@pytest.mark.parametrize("target", [0.9, 0.98])
+def test_adaptive_probes_are_tuned(uneven, target):
+    X, queries = uneven
+    index = IVFIndex(90, n_neighbors=10, probing="adaptive", target_recall=target, random_state=0).fit(X)
+    assert target - 0.02 <= index.score(queries) < 1
+    assert abs(index.recall_ - index.score(queries)) < 0.03
+    index.tune(queries, target_recall=0.95)
+    assert 0.95 <= index.score(queries) < 0.98
+    assert index.recall_ == pytest.approx(index.score(queries))
+    fixed = IVFIndex(90, 1, n_neighbors=10, random_state=0).fit(X).tune(queries, target_recall=0.95)
+    assert index.n_probes_ < fixed.n_probes_
+    codes = {"fine_quantizer": ProductQuantizer(12, 6), "refine_factor": 10}
+    refined = IVFIndex(90, n_neighbors=10, probing="adaptive", random_state=0, **codes).fit(X)
+    assert refined.score(queries) >= 0.93
+
+
+def test_adaptive_probes_of_one_and_of_all_lists(uneven):
+    X, queries = uneven[0], uneven[1][:200]
+    index = IVFIndex(30, 1, n_neighbors=3, probing="adaptive", random_state=0).fit(X)
+    for n_probes in (1, 30, 99):
+        adaptive = index.set_params(probing="adaptive").kneighbors(queries, n_probes=n_probes)[1]
+        fixed = index.set_params(probing="fixed").kneighbors(queries, n_probes=n_probes)[1]
+        assert_array_equal(adaptive, fixed)
+    assert_array_equal(fixed, exact_neighbors(queries, X, 3)[1])
+
+
+def test_adaptive_probes_are_measured_in_fit(uneven):
+    X, queries = uneven
+    with pytest.raises(ValueError, match="probing='adaptive' must be set before fit"):
+        IVFIndex(30, 5, random_state=0).fit(X).set_params(probing="adaptive").kneighbors(queries)
+    index = IVFIndex(30, 5, probing="adaptive", random_state=0).fit(X[:4000])
+    before = index._file.probes(5)
+    index.partial_fit(X[4000:]).remove(np.arange(500))
+    assert index._file.probes(5) == before
+    assert pickle.loads(pickle.dumps(index))._file.probes(5) == before
+    found = index.kneighbors(queries, 10)[1]
+    assert found.min() >= 500
+    subset = np.arange(600, 650)
+    assert np.isin(index.kneighbors(queries[:50], 40, subset=subset)[1], subset).all()
+    for _ in range(2):  # whatever the number of threads
+        assert_array_equal(index.set_params(n_jobs=1).kneighbors(queries, 10)[1], found)
+        index.set_params(n_jobs=3)
+
+
+@pytest.mark.parametrize("n_lists", [1, 2, 3, 4, 6])
+@pytest.mark.parametrize("kind", ["copies", "few values", "float32"])
+def test_adaptive_probes_of_few_lists_and_of_copies(n_lists, kind):
+    X, queries = data(kind)
+    index = IVFIndex(n_lists, 2, probing="adaptive", random_state=0).fit(X)
+    for k in (1, 30, 400):
+        assert index.kneighbors(queries, k)[1].shape == (30, k)
+    assert_array_equal(index.kneighbors(X[:50], 1, n_probes=1)[0], np.zeros((50, 1)))
+    assert_array_equal(index.kneighbors(queries, 7, n_probes=n_lists)[1], exact_neighbors(queries, X, 7)[1])
 
 
 def test_search_parameters_take_effect_after_fit(embedded):

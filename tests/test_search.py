@@ -13,6 +13,7 @@ from numpy.testing import assert_array_equal
 from skivfpq import IVFIndex, _kernels, exact_neighbors
 from skivfpq._algorithms import center_planes, heads, list_planes
 from skivfpq._algorithms.planes import all_features, turned_head
+from skivfpq._algorithms.probing import Probes
 from skivfpq._algorithms.search import Metric, nearest_rows
 
 native = _kernels.native
@@ -413,10 +414,25 @@ def test_any_small_search(data):
         native.use(before)
 
 
+def assert_probes(planes, nearness, queries, centers, probes):
+    """Asserts that the queries probe the lists that NumPy says, the nearest first."""
+    found, unserved = np.empty((len(queries), probes.most), dtype=np.int32), np.empty(len(queries), np.uint8)
+    native.nearest_lists(planes.packed, queries, found, unserved, probes.reach)
+    keys, lists = nearest_rows(nearness, queries, centers, probes.most)
+    assert not unserved.any()
+    assert_array_equal(np.sort(found), np.sort(np.where(probes.within(keys), lists, -1)))
+    n_probed = (found >= 0).sum(axis=1)
+    assert (found[np.arange(probes.most) < n_probed[:, None]] >= 0).all()  # -1 behind them
+    nearest = nearness.keys(queries, centers[found[:, 0]])
+    assert_array_equal(nearest, keys[:, 0])
+    return n_probed
+
+
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("name", ["sqeuclidean", "inner_product"])
-@pytest.mark.parametrize("n_probes", [1, 9, 150, 300])
-def test_lists_to_probe_are_the_nearest(instruction_set, name, case, n_probes, rng):
+@pytest.mark.parametrize("most", [1, 9, 150, 300])
+@pytest.mark.parametrize("reach", [np.inf, 0.0, 0.15, -0.02, 3.0])
+def test_lists_to_probe_are_the_nearest(instruction_set, name, case, most, reach, rng):
     nearness, centers = Metric(name), rows_of(case, (300, 37), np.float64, rng)
     queries = rows_of(case, (21, 37), np.float64, rng)
     queries[:4] = centers[:4]
@@ -424,17 +440,47 @@ def test_lists_to_probe_are_the_nearest(instruction_set, name, case, n_probes, r
     if planes is None:
         assert case in ("tiny", "1e30")
         return
-    probes, unserved = np.empty((21, n_probes), dtype=np.int32), np.empty(21, dtype=np.uint8)
-    native.nearest_lists(planes.packed, queries, probes, unserved)
-    true = nearest_rows(nearness, queries, centers, n_probes)[1]
-    assert not unserved.any()
-    assert_array_equal(np.sort(probes), np.sort(true))
+    n_probed = assert_probes(planes, nearness, queries, centers, Probes(most, reach))
+    assert reach < np.inf or (n_probed == most).all()
 
 
-@pytest.mark.parametrize("n_probes", [1, 17, 300])
+@pytest.mark.parametrize("n_lists", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("reach", [0.0, 0.1, 2.0])
+def test_few_lists_are_probed_within_reach(instruction_set, n_lists, reach, rng):
+    nearness, centers = Metric("sqeuclidean"), rng.normal(size=(n_lists, 9))
+    planes, queries = center_planes.CenterPlanes(nearness, centers).planes, rng.normal(size=(20, 9))
+    assert_probes(planes, nearness, queries, centers, Probes(n_lists, reach))
+
+
+@pytest.mark.parametrize("name", ["sqeuclidean", "inner_product"])
+@pytest.mark.parametrize("distance", [30, 1e3, 1e5])
+@pytest.mark.parametrize("reach", [0, 0.3, 1, 4])
+def test_limits_of_far_queries(instruction_set, name, distance, reach, rng):
+    nearness, centers = Metric(name), rng.normal(size=(300, 37))
+    centers[7] = centers[8]
+    queries = rng.normal(size=(40, 37)) * distance
+    planes = center_planes.CenterPlanes(nearness, centers).planes
+    reach = reach / 10 if nearness.is_product else reach / distance  # squares differ by less and less
+    n_probed = assert_probes(planes, nearness, queries, centers, Probes(290, reach))
+    assert n_probed.max() > 1
+
+
+@pytest.mark.parametrize("gap", [0, 1, -1])
+def test_a_list_at_the_limit_is_told_apart_exactly(instruction_set, gap, rng):
+    centers = 50 * rng.normal(size=(60, 24))
+    centers[:4] = np.eye(24)[:4] * [[1.0], [2.0], [3.0], [4.0]]  # squared, 7.5 on average
+    centers[5] = 0
+    centers[5, 9] = np.nextafter(np.sqrt(8.0), 9 * gap) if gap else np.sqrt(8.0)
+    nearness, queries, probes = Metric("sqeuclidean"), np.zeros((3, 24)), Probes(50, 0.5)
+    planes = center_planes.CenterPlanes(nearness, centers).planes
+    assert_probes(planes, nearness, queries, centers, probes)
+
+
+@pytest.mark.parametrize("most", [1, 17, 300])
+@pytest.mark.parametrize("reach", [np.inf, 0.2])
 @pytest.mark.parametrize("noise", [0, 0.02, 0.2])
 def test_a_head_of_the_centers_excludes_none_of_the_nearest(
-    instruction_set, noise, n_probes, monkeypatch, rng
+    instruction_set, noise, most, reach, monkeypatch, rng
 ):
     nearness, basis = Metric("sqeuclidean"), rng.normal(size=(12, 200))
     centers, queries = (
@@ -451,12 +497,7 @@ def test_a_head_of_the_centers_excludes_none_of_the_nearest(
     with pytest.raises(ValueError, match="do not fit"):
         planes.search(queries, np.zeros((45, 1)), 5, 1)
     for some in (slice(0, 45), slice(3, 4), slice(9, 10)):
-        n = len(queries[some])
-        probes, unserved = np.empty((n, n_probes), dtype=np.int32), np.empty(n, dtype=np.uint8)
-        native.nearest_lists(planes.packed, queries[some], probes, unserved)
-        assert not unserved.any()
-        true = nearest_rows(nearness, queries[some], centers, n_probes)[1]
-        assert_array_equal(np.sort(probes), np.sort(true))
+        assert_probes(planes, nearness, queries[some], centers, Probes(most, reach))
 
 
 @pytest.mark.parametrize("copies", [0, 150, 200])
@@ -542,8 +583,10 @@ def test_lists_are_ranked_by_exact_distance(instruction_set, rng):
     nearness, centers = Metric("sqeuclidean"), rng.normal(size=(90, 10))
     centers[50:] = centers[:40]
     queries = rng.normal(size=(12, 10))
-    ranked = center_planes.CenterPlanes(nearness, centers).ranked(queries, 1)
-    assert_array_equal(ranked, nearest_rows(nearness, queries, centers, 90)[1])
+    keys, ranked = center_planes.CenterPlanes(nearness, centers).ranked(queries, 1)
+    true_keys, true = nearest_rows(nearness, queries, centers, 90)
+    assert_array_equal(ranked, true)
+    assert_array_equal(keys, true_keys)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -730,5 +773,5 @@ def test_arrays_that_do_not_fit_are_refused(rng):
         native.nearest_lists(planes.packed, X[:2], probes, unserved)
     with pytest.raises(ValueError, match="search_index"):
         native.search_index(
-            centers, planes.packed, X[:2], None, 1, keys, positions, unserved
+            centers, planes.packed, X[:2], None, 1, np.inf, keys, positions, unserved
         )  # 50 centers, 3 lists

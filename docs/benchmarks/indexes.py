@@ -44,8 +44,9 @@ class Skivfpq(Index):
 
     parameter, removes = "n_probes", True
 
-    def __init__(self, n_lists="auto", n_subspaces=None, n_bits=8):
+    def __init__(self, n_lists="auto", n_subspaces=None, n_bits=8, *, probing=("fixed",)):
         self.n_lists, self.n_subspaces, self.n_bits = n_lists, n_subspaces, n_bits
+        self.second, self.variants = ("probing", probing) if len(probing) > 1 else ("", probing)
 
     @property
     def name(self):
@@ -58,7 +59,8 @@ class Skivfpq(Index):
         from skivfpq import IVFIndex, ProductQuantizer
 
         codes = ProductQuantizer(self.n_subspaces, self.n_bits, random_state=0) if self.n_subspaces else None
-        index = IVFIndex(self.n_lists, 1, fine_quantizer=codes, n_jobs=threads, random_state=0)
+        params = {"fine_quantizer": codes, "probing": self.variants[-1], "n_jobs": threads, "random_state": 0}
+        index = IVFIndex(self.n_lists, 1, **params)
         self.index = index.fit(X)
         self.cap = index.n_lists_
 
@@ -67,8 +69,9 @@ class Skivfpq(Index):
         self.index.set_params(n_jobs=threads)
 
     def set(self, parameter, variant):
-        """n_probes."""
+        """n_probes, and whether they are adaptive."""
         self.n_probes = parameter
+        self.index.set_params(probing=variant)
 
     def batch(self, Q, k):
         """Row numbers."""

@@ -41,8 +41,8 @@ def fitting(n_rows, count):
 
 
 def flat_skivfpq(problem):
-    """The default, and the numbers of lists that the others get."""
-    return [Skivfpq(), *(Skivfpq(count) for count in list_counts(problem))]
+    """The default, and the numbers of lists that the others get; probes fixed and adaptive."""
+    return [Skivfpq(count, probing=("fixed", "adaptive")) for count in ("auto", *list_counts(problem))]
 
 
 def flat_faiss(problem):
@@ -88,7 +88,7 @@ SEARCH_PEERS = [
         OURS,
         "skivfpq",
         "skivfpq",
-        "IVFIndex(n_lists, n_jobs, random_state=0), kneighbors(Q, k, n_probes); exact_neighbors",
+        "IVFIndex(n_lists, probing, n_jobs, random_state=0), kneighbors(Q, k, n_probes); exact_neighbors",
         indexes={
             "flat": flat_skivfpq,
             "pq": pq_skivfpq,

@@ -25,9 +25,10 @@ class CenterPlanes:
         head = None if rows is None or nearness.is_product else head_of_centers(centers, rows, n_threads)
         self.planes = pack_lists(nearness, centers, offsets, ids, head=head, fine=True)
 
-    def search(self, rows, queries, k, n_probes, n_threads, turned=None):
-        """The k nearest rows of each query in its n_probes nearest lists, as ``ListPlanes.search``.
+    def search(self, rows, queries, k, probes, n_threads, turned=None):
+        """The k nearest rows of each query in the lists that it probes, as ``ListPlanes.search``.
 
+        probes : probing.Probes
         turned : (n_queries, n_features) float64, the queries as codes have them, or None for the same
         """
 
@@ -38,10 +39,10 @@ class CenterPlanes:
             others = None if turned is None else turned[some]
             found = keys, positions, unserved
             return _kernels.native.search_index(
-                self.planes.packed, rows.packed, queries[some], others, n_probes, *found
+                self.planes.packed, rows.packed, queries[some], others, *probes, *found
             )
 
-        return over_queries(search, queries, k, n_threads, n_probes)
+        return over_queries(search, queries, k, n_threads, probes.most)
 
     def nearest(self, rows, n_threads):
         """The nearest center of each row, (n_rows,) int32, the lowest on ties; -1 where it cannot serve."""
@@ -57,5 +58,5 @@ class CenterPlanes:
         return labels[:, 0]
 
     def ranked(self, queries, n_threads):
-        """All lists, nearest first, (n_queries, n_lists)."""
-        return exact_rows(self.nearness, queries, self.centers, len(self.centers), n_threads)[1]
+        """All lists, nearest first: keys and numbers, (n_queries, n_lists)."""
+        return exact_rows(self.nearness, queries, self.centers, len(self.centers), n_threads)

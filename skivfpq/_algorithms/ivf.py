@@ -23,6 +23,7 @@ from skivfpq._algorithms.list_planes import (
     pack_lists,
     rank_rows,
 )
+from skivfpq._algorithms.probing import Probes, Reaches
 from skivfpq._algorithms.search import (
     Metric,
     Pool,
@@ -47,6 +48,7 @@ class InvertedFile:
     coding: Coding | None  # None for vectors alone
     vectors_dtype: np.dtype | None  # in which vectors are kept; None where only codes are
     lists: InvertedLists
+    reaches: Reaches | None = None  # of adaptive probes
     _packed: dict = field(default_factory=dict, init=False, repr=False)  # what, instruction set -> planes
 
     def __getstate__(self):
@@ -152,6 +154,22 @@ class InvertedFile:
         numbers = self.lists.list_of(positions)
         return self.coding.decode(self.lists.rows["codes"][positions], numbers)
 
+    # ---- probing
+
+    def adaptive(self, queries, n_threads=1):
+        """The file whose queries probe an adaptive number of lists, right on average for queries like these."""
+        queries, metric = queries.astype(np.float64, copy=False), nearness(self.metric)
+        keys, _ = scan_vectors(metric, queries, self.centers, self.centers.mean(axis=0), 0)
+        file = replace(self, reaches=Reaches(np.sort(keys, axis=1)))
+        file._packed.update(self._packed)
+        return file
+
+    def probes(self, n_probes, is_fixed=False):
+        """What queries probe: so many lists, or, where they are adaptive, so many on average."""
+        if is_fixed or self.reaches is None:
+            return Probes(min(n_probes, len(self.centers)))
+        return self.reaches.probes(n_probes)
+
     # ---- searching
 
     def planes(self, n_threads=1):
@@ -186,19 +204,20 @@ class InvertedFile:
         row_planes = self.planes()[1] if self.coding is None else None
         return self.lists.nbytes + (0 if row_planes is None else row_planes.nbytes)
 
-    def search(self, queries, k, n_probes, refine_factor=None, allowed=None, n_threads=1):
+    def search(self, queries, k, probes, refine_factor=None, allowed=None, n_threads=1):
         """The k nearest rows of each query: keys and row numbers, (n_queries, k).
 
         queries : (n_queries, n_features) float32 or float64, as the metric sees them
+        probes : Probes
         allowed : (n_rows,) mask over positions, or None for all; at least k of them
         """
         if refine_factor is None:
-            keys, positions = self._nearest(queries, k, n_probes, allowed, n_threads)
+            keys, positions = self._nearest(queries, k, probes, allowed, n_threads)
         else:
-            keys, positions = self._refined(queries, k, n_probes, refine_factor, allowed, n_threads)
+            keys, positions = self._refined(queries, k, probes, refine_factor, allowed, n_threads)
         return keys, self.lists.ids[positions].astype(np.int64, copy=False)
 
-    def search_few(self, X, k, n_probes, largest):
+    def search_few(self, X, k, probes, largest):
         """Distances and row numbers (n_queries, k) for a few plain queries, as the user gave them; or None.
 
         None is the answer for everything that is to be checked or searched otherwise.
@@ -212,10 +231,10 @@ class InvertedFile:
             return None
         takes_roots = self.metric.name == "euclidean"
         return _kernels.native.search_few(
-            center_planes.planes.packed, rows.packed, X, k, n_probes, takes_roots, largest
+            center_planes.planes.packed, rows.packed, X, k, *probes, takes_roots, largest
         )
 
-    def _nearest(self, queries, k, n_probes, allowed, n_threads):
+    def _nearest(self, queries, k, probes, allowed, n_threads):
         """The k nearest rows by codes where there are, or by vectors: keys and positions, (n_queries, k)."""
         center_planes, rows = self.planes(n_threads)
         if rows is None:
@@ -224,25 +243,25 @@ class InvertedFile:
         else:
             rows = rows if allowed is None else rows.allowing(allowed)
             turned = None if self.coding is None else self.coding.turned_queries(queries)
-            keys, positions, left = center_planes.search(rows, queries, k, n_probes, n_threads, turned)
+            keys, positions, left = center_planes.search(rows, queries, k, probes, n_threads, turned)
             if len(left):  # lists that hold few rows: more of them
-                probes = self._wider_probes(queries[left], k, n_probes, allowed)
+                wider = self._wider_probes(queries[left], k, probes, allowed)
                 some = queries[left] if turned is None else turned[left]
-                keys[left], positions[left], still = rows.search(some, probes, k, n_threads)
+                keys[left], positions[left], still = rows.search(some, wider, k, n_threads)
                 left = left[still]
         for block in self._query_blocks(len(left), k) if len(left) else ():
             numbers = left[block]
             some = queries[numbers].astype(np.float64, copy=False)
-            keys[numbers], positions[numbers] = self._search_block(some, k, n_probes, allowed)
+            keys[numbers], positions[numbers] = self._search_block(some, k, probes, allowed)
         return keys, positions
 
-    def _refined(self, queries, k, n_probes, refine_factor, allowed, n_threads):
+    def _refined(self, queries, k, probes, refine_factor, allowed, n_threads):
         """The same by codes, the best refine_factor * k re-ranked by the exact keys of their vectors."""
         n_rows = self.lists.n_rows if allowed is None else np.count_nonzero(allowed)
         n_candidates = int(min(np.ceil(refine_factor * k), n_rows))
         keys, positions = np.empty((len(queries), k)), np.empty((len(queries), k), dtype=np.int64)
         for block in row_blocks(len(queries), n_candidates):
-            _, candidates = self._nearest(queries[block], n_candidates, n_probes, allowed, n_threads)
+            _, candidates = self._nearest(queries[block], n_candidates, probes, allowed, n_threads)
             keys[block], positions[block] = self._rank(queries[block], candidates, k, n_threads)
         return keys, positions
 
@@ -258,24 +277,24 @@ class InvertedFile:
         order = np.lexsort((ids[candidates], keys), axis=1)[:, :k]
         return np.take_along_axis(keys, order, 1), np.take_along_axis(candidates, order, 1)
 
-    def _wider_probes(self, queries, k, n_probes, allowed):
+    def _wider_probes(self, queries, k, probes, allowed):
         """Lists that hold k rows (n_queries, n) int32, the nearest first, -1 for none; of ``probe``."""
         sizes = self._allowed_sizes(allowed)
-        numbers, lists, _ = probe(self.metric, queries, self.centers, n_probes, sizes, k)
+        numbers, lists, _ = probe(self.metric, queries, self.centers, probes, sizes, k)
         order = np.argsort(numbers, kind="stable")
         numbers, lists = numbers[order], lists[order]
         places = np.arange(len(numbers)) - np.searchsorted(numbers, numbers)
-        probes = np.full((len(queries), places.max() + 1), -1, dtype=np.int32)
-        probes[numbers, places] = lists
-        return probes
+        wider = np.full((len(queries), places.max() + 1), -1, dtype=np.int32)
+        wider[numbers, places] = lists
+        return wider
 
     def _query_blocks(self, n_queries, k=0):
         """Blocks of queries whose tables, and distances to all centers, take about 32 MB."""
         codewords = 0 if self.codebooks is None else self.codebooks.n_codewords * len(self.codebooks.slices)
         return row_blocks(n_queries, (len(self.centers) + codewords) // 4 + 4 * k)
 
-    def _search_block(self, queries, k, n_probes, allowed):
-        pairs = probe(self.metric, queries, self.centers, n_probes, self._allowed_sizes(allowed), k)
+    def _search_block(self, queries, k, probes, allowed):
+        pairs = probe(self.metric, queries, self.centers, probes, self._allowed_sizes(allowed), k)
         pool = Pool(len(queries), k, self._exact_keys(queries), self.lists.ids)
         search_lists(self._scan(queries, allowed), self.lists.offsets, pairs, pool)
         return pool.nearest()
@@ -408,7 +427,7 @@ class InvertedFile:
     def exact(self, queries, k, n_threads=1):
         """Row numbers (n_queries, k) of the true neighbours: by vectors, or else by all the codes."""
         if self.coding is None or not self.keeps_vectors:
-            return self.search(queries, k, len(self.centers), n_threads=n_threads)[1]
+            return self.search(queries, k, Probes(len(self.centers)), n_threads=n_threads)[1]
         vectors, ids, live = self.lists.rows["vectors"], self.lists.ids, self.lists.live
         if live is not None:
             vectors, ids = vectors[live], ids[live]

@@ -47,7 +47,7 @@ def choose_probes(file, queries, true, target, refine_factor, own=None, n_thread
     k = true.shape[1] + (own is not None)
 
     def recall_of_codes(n_probes):
-        keys, found = file.search(queries, k, n_probes, refine_factor, n_threads=n_threads)
+        keys, found = file.search(queries, k, file.probes(n_probes), refine_factor, n_threads=n_threads)
         found = found if own is None else without_self(keys, found, own)[1]
         return np.array([np.isin(t, f).mean() for t, f in zip(true, found)])
 
@@ -57,10 +57,11 @@ def choose_probes(file, queries, true, target, refine_factor, own=None, n_thread
 def _covering_probes(file, queries, true, n_threads):
     """How many lists must be probed to find each true neighbour, (n_queries, k)."""
     covered = np.empty(true.shape, dtype=np.int64)
-    for block in row_blocks(len(queries), 2 * len(file.centers)):
-        order = file.planes(n_threads)[0].ranked(queries[block], n_threads)
+    for block in row_blocks(len(queries), 4 * len(file.centers)):
+        keys, order = file.planes(n_threads)[0].ranked(queries[block], n_threads)
         lists_of_true = file.lists.list_of(file.lists.positions[true[block]])
-        covered[block] = 1 + np.take_along_axis(np.argsort(order, axis=1), lists_of_true, axis=1)
+        places = np.take_along_axis(np.argsort(order, axis=1), lists_of_true, axis=1)
+        covered[block] = places + 1 if file.reaches is None else file.reaches.covering(keys, places)
     return covered
 
 

@@ -11,6 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from skivfpq._algorithms.probing import Probes
 from skivfpq._kernels import (
     UNDERFLOW,
     is_zero_row,
@@ -211,16 +212,12 @@ def nearness(metric):
     return Metric("inner_product" if metric.is_product else "sqeuclidean")
 
 
-def nearest_lists(metric, queries, centers, n_probes):
-    """Numbers (n_queries, n_probes) of the lists to probe, nearest first."""
-    return nearest_rows(nearness(metric), queries, centers, n_probes)[1]
-
-
-def probe(metric, queries, centers, n_probes, sizes, k):
-    """Lists to scan for each query: the n_probes nearest, and more until they hold k rows.
+def probe(metric, queries, centers, probes, sizes, k):
+    """Lists to scan for each query: those that it probes, or the nearest ones that hold k rows.
 
     Parameters
     ----------
+    probes : probing.Probes
     sizes : (n_lists,) rows in each list that may be returned
     k : int, at most ``sizes.sum()``
 
@@ -229,17 +226,19 @@ def probe(metric, queries, centers, n_probes, sizes, k):
     queries, lists, is_seed : (n_pairs,)
         Pairs of a query and a list; seeds are the nearest lists of a query that hold k rows together.
     """
-    lists = nearest_lists(metric, queries, centers, n_probes)  # (n_queries, n_probes)
-    cumulated = np.cumsum(sizes[lists], axis=1)
-    before = cumulated - sizes[lists]  # rows in the lists nearer than this one
-    enough = np.flatnonzero((cumulated[:, -1] >= k) | (n_probes == len(centers)))
-    pairs = np.repeat(enough, n_probes), lists[enough].ravel(), (before[enough] < k).ravel()
-    if len(enough) == len(queries):
+    keys, lists = nearest_rows(nearness(metric), queries, centers, probes.most)  # (n_queries, most)
+    within = probes.within(keys)
+    held = np.where(within, sizes[lists], 0)
+    cumulated = np.cumsum(held, axis=1)
+    before = cumulated - held  # rows in the lists nearer than this one
+    is_enough = (cumulated[:, -1] >= k) | (probes == Probes(len(centers)))
+    numbers, places = np.nonzero(within & is_enough[:, None])
+    pairs = numbers, lists[numbers, places], before[numbers, places] < k
+    short = np.flatnonzero(~is_enough)
+    if len(short) == 0:
         return pairs
-    short = np.setdiff1d(np.arange(len(queries)), enough)
-    numbers, lists, is_seed = probe(
-        metric, queries[short], centers, min(4 * n_probes, len(centers)), sizes, k
-    )
+    more = Probes(min(4 * probes.most, len(centers)))
+    numbers, lists, is_seed = probe(metric, queries[short], centers, more, sizes, k)
     wider = short[numbers[is_seed]], lists[is_seed], is_seed[is_seed]
     return tuple(np.concatenate(parts) for parts in zip(pairs, wider))
 

@@ -7,7 +7,7 @@ import threading
 
 import numpy as np
 
-from libc.math cimport sqrt
+from libc.math cimport INFINITY, sqrt
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef extern from "scan.h":
@@ -176,7 +176,7 @@ cdef extern from "kernels.h":
         int64_t (*search_lists)(const skivfpq_lists *, const skivfpq_queries *, const int32_t *, int64_t, int64_t,
                                 double *, int64_t *, uint8_t *, char *) noexcept nogil
         int64_t (*nearest_lists)(const skivfpq_lists *, const skivfpq_fine_points *, const skivfpq_queries *, int64_t,
-                                 int32_t *, uint8_t *, char *) noexcept nogil
+                                 double, int32_t *, uint8_t *, char *) noexcept nogil
         int64_t (*query_levels)(int64_t) noexcept nogil
         int64_t (*rank_rows)(const skivfpq_lists *, const skivfpq_queries *, const int64_t *, int64_t, int64_t,
                              double *, int64_t *, char *) noexcept nogil
@@ -1223,7 +1223,7 @@ cdef enum:
     FEW = 8  # list_planes.FEW_QUERIES
 
 _memory = threading.local()  # scratch of each thread, kept: the first touch of new pages takes longer than a search
-KEPT = 1 << 23  # bytes
+KEPT = 1 << 24  # bytes
 
 
 cdef char *scratch_of(int64_t size, list keep) except NULL:
@@ -1280,6 +1280,7 @@ def nearest_lists(
     const floating[:, ::1] queries,   # IN (n_queries, n_features), as the metric sees them
     int32_t[:, ::1] probes,           # OUT (n_queries, n_probes), the nearest first, near ones before others
     uint8_t[::1] unserved,            # OUT (n_queries,) 1 where it must be done otherwise
+    double reach=INFINITY,            # of probing.Probes; where there are fewer centers within its limit, -1
 ):
     """The nearest centers of each query, ties by number."""
     cdef int64_t n_probes = probes.shape[1]
@@ -1289,9 +1290,10 @@ def nearest_lists(
     check_centers(centers, n_probes)
     if probes.shape[0] != all.n or unserved.shape[0] != all.n:
         raise ValueError("nearest_lists: shapes of queries, probes and unserved do not fit together.")
-    scratch = scratch_of(kernels.nearest_lists(&centers.lists, &centers.fine, &all, n_probes, NULL, NULL, NULL), keep)
+    scratch = scratch_of(kernels.nearest_lists(&centers.lists, &centers.fine, &all, n_probes, reach, NULL, NULL, NULL),
+                         keep)
     with nogil:
-        kernels.nearest_lists(&centers.lists, &centers.fine, &all, n_probes, &probes[0, 0], &unserved[0], scratch)
+        kernels.nearest_lists(&centers.lists, &centers.fine, &all, n_probes, reach, &probes[0, 0], &unserved[0], scratch)
 
 
 def search_index(
@@ -1300,11 +1302,13 @@ def search_index(
     const floating[:, ::1] queries,   # IN (n_queries, n_features), as the metric sees them
     const double[:, ::1] turned_queries, # IN the same as codes have them, or None
     int64_t n_probes,
+    double reach,                     # of probing.Probes
     double[:, ::1] keys,              # OUT (n_queries, k), ascending
     int64_t[:, ::1] positions,        # OUT (n_queries, k)
     uint8_t[::1] unserved,            # OUT (n_queries,) 1 where the search must be done otherwise
 ):
-    """The k nearest rows of each query in the n_probes nearest lists, both steps in one call; returns the same."""
+    """The k nearest rows of each query in the n_probes nearest lists that are within reach, both steps in one call;
+    returns the same."""
     cdef int64_t i, coarse, fine, n_unserved, n = queries.shape[0], k = keys.shape[1]
     cdef skivfpq_queries all = queries_of(queries, rows.lists.d), turned = all
     cdef list keep = []
@@ -1319,25 +1323,25 @@ def search_index(
             or positions.shape[1] != k or k == 0 or centers.lists.offsets[1] != rows.lists.n_lists
             or is_of_head(&rows.lists)):
         raise ValueError("search_index: shapes of queries, centers, rows, keys and positions do not fit together.")
-    coarse = kernels.nearest_lists(&centers.lists, &centers.fine, &all, n_probes, NULL, NULL, NULL)
+    coarse = kernels.nearest_lists(&centers.lists, &centers.fine, &all, n_probes, reach, NULL, NULL, NULL)
     fine = kernels.search_lists(&rows.lists, &turned, NULL, n_probes, k, NULL, NULL, NULL, NULL)
     i = (n * n_probes * 4 + 63) // 64 * 64
     scratch = scratch_of(max(coarse, fine) + i, keep)
     with nogil:
         probes = <int32_t *>scratch
-        n_unserved = search_both(&centers.lists, &centers.fine, &rows.lists, &all, &turned, k, n_probes, &keys[0, 0],
-                                 &positions[0, 0], &unserved[0], probes, scratch + i)
+        n_unserved = search_both(&centers.lists, &centers.fine, &rows.lists, &all, &turned, k, n_probes, reach,
+                                 &keys[0, 0], &positions[0, 0], &unserved[0], probes, scratch + i)
     return n_unserved
 
 
 cdef int64_t search_both(
     const skivfpq_lists *centers, const skivfpq_fine_points *fine, const skivfpq_lists *rows,
-    const skivfpq_queries *queries, const skivfpq_queries *turned, int64_t k, int64_t n_probes, double *keys,
-    int64_t *positions, uint8_t *unserved, int32_t *probes, char *scratch,
+    const skivfpq_queries *queries, const skivfpq_queries *turned, int64_t k, int64_t n_probes, double reach,
+    double *keys, int64_t *positions, uint8_t *unserved, int32_t *probes, char *scratch,
 ) noexcept nogil:
     """The coarse step and the search; returns how many queries are not served."""
     cdef int64_t i, n_unserved = 0
-    kernels.nearest_lists(centers, fine, queries, n_probes, probes, unserved, scratch)
+    kernels.nearest_lists(centers, fine, queries, n_probes, reach, probes, unserved, scratch)
     for i in range(queries.n):
         if unserved[i]:
             probes[i * n_probes] = -1
@@ -1353,6 +1357,7 @@ def search_few(
     X,                                # what the user gave
     int64_t k,
     int64_t n_probes,
+    double reach,                     # of probing.Probes
     bint takes_roots,                 # of keys
     double largest,                   # value of float64 that is let pass
 ):
@@ -1388,12 +1393,12 @@ def search_few(
     distances, indices = np.empty((n, k)), np.empty((n, k), dtype=np.int64)
     keys, positions = distances, indices
     used = (n * n_probes * 4 + 63) // 64 * 64
-    size = max(kernels.nearest_lists(&centers.lists, &centers.fine, &all, n_probes, NULL, NULL, NULL),
+    size = max(kernels.nearest_lists(&centers.lists, &centers.fine, &all, n_probes, reach, NULL, NULL, NULL),
                kernels.search_lists(&rows.lists, &all, NULL, n_probes, k, NULL, NULL, NULL, NULL))
     scratch = scratch_of(used + size, keep)
     with nogil:
-        n_left = search_both(&centers.lists, &centers.fine, &rows.lists, &all, &all, k, n_probes, &keys[0, 0],
-                             &positions[0, 0], unserved, <int32_t *>scratch, scratch + used)
+        n_left = search_both(&centers.lists, &centers.fine, &rows.lists, &all, &all, k, n_probes, reach,
+                             &keys[0, 0], &positions[0, 0], unserved, <int32_t *>scratch, scratch + used)
         for i in range(n if n_left == 0 else 0):
             for j in range(k):
                 positions[i, j] = rows.lists.ids[positions[i, j]]

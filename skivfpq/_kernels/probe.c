@@ -1,6 +1,7 @@
 /* The coarse step: which lists each query probes. Scores of int8 points tell which centers may be the nearest: fine
  * points (scan.h), 100 times as precise, of those with the best scores bound how far the last list can be, and scores
- * exclude what is farther. The few around the last place that fine points cannot tell apart are evaluated in float64. */
+ * exclude what is farther. The few around the last place that fine points cannot tell apart are evaluated in float64.
+ * How far the last list can be may also follow from the nearest few (limit_of). */
 #include "scan.h"
 #include "search.h"
 
@@ -9,6 +10,7 @@
 #include "select.h"
 
 #define RANKS 1e9 /* that nearness is told apart by */
+#define FEW 4     /* nearest lists, whose mean is the base of a limit; probing.FEW */
 
 typedef struct {
     double nearness;
@@ -19,6 +21,7 @@ typedef struct {
     const skivfpq_lists *centers;
     const skivfpq_fine_points *fine;
     int64_t n_probes;
+    double reach;           /* of limits; INFINITY for none */
     query_point points[COLUMNS];
     double bases[COLUMNS], reaches[COLUMNS]; /* products with the origin, and those of sizes */
     float fine_scales[COLUMNS], fine_errors[COLUMNS]; /* of the queries' fine points */
@@ -29,7 +32,10 @@ typedef struct {
     column_level *levels;   /* (COLUMNS, 4 units) the queries' points */
     int32_t *scores;        /* (COLUMNS, places) */
     int32_t *near;          /* (places,) candidates, those that may be among the nearest */
-    double *nearness;       /* (places,) theirs */
+    double *nearness;       /* (places,) theirs, by fine points */
+    int64_t n;              /* how many there are of a query */
+    int32_t least;          /* all of such scores are */
+    double error;           /* of their distances, or products */
     int32_t *ranks;         /* (places,) theirs */
     candidate *open;        /* (places,) of them those that fine points cannot tell apart */
     double *query, *row;    /* (d,) */
@@ -40,6 +46,12 @@ static inline int is_nearer(candidate a, candidate b) {
 }
 
 SELECT(select_nearest, candidate, is_nearer)
+
+/* Nearness, exactly, of the open candidates. */
+static void evaluate_open(probing *p, int64_t n_open) {
+    for (int64_t i = 0; i < n_open; i++)
+        p->open[i].nearness = exact_key(p->centers, p->query, p->open[i].list, p->row);
+}
 
 /* The fine point of the query that is loaded, of column c. */
 static void set_fine(probing *p, int c) {
@@ -69,14 +81,15 @@ static int set_queries(probing *p, const skivfpq_queries *queries, int64_t first
     return 1;
 }
 
-/* Nearness of the candidates from first to n by fine points: squared distances, or minus products; returns how wrong
- * any distance, or product, may be. */
-static double measure(probing *p, int c, int64_t first, int64_t n) {
+/* Nearness of the candidates from the first to the last by fine points: squared distances, or minus products; error: how
+ * wrong any distance, or product, may be. */
+static void measure(probing *p, int c, int64_t first) {
     const skivfpq_lists *l = p->centers;
     const skivfpq_fine_points *fine = p->fine;
     int is_product = l->metric == BY_PRODUCT;
     double scale = p->fine_scales[c], sq_length = scale * scale * p->fine_sq_norms[c], length = sqrt(sq_length);
     double query_error = p->fine_errors[c], longest = 0;
+    int64_t n = p->n;
     int32_t labels[TOGETHER], dots[TOGETHER];
     float most = 0;
     for (int64_t i = first; i < n; i += TOGETHER) {
@@ -91,18 +104,22 @@ static double measure(probing *p, int c, int64_t first, int64_t n) {
         }
     }
     longest = sqrt(longest);
-    double sum_error = LARGEST_SUM_ERROR * (p->reaches[c] + (length + query_error) * longest);
-    if (is_product) return length * most + query_error * (longest + most) + sum_error + TINY;
-    return (most + query_error) * (1 + ROUNDING) + 1e-6 * (length + longest) + TINY; /* roots of cancelled squares */
+    double sum_error = LARGEST_SUM_ERROR * (p->reaches[c] + (length + query_error) * longest), error;
+    if (is_product) error = length * most + query_error * (longest + most) + sum_error + TINY;
+    else error = (most + query_error) * (1 + ROUNDING) + 1e-6 * (length + longest) + TINY; /* roots of cancelled squares */
+    p->error = fmax(p->error, error);
 }
 
-/* No key of n candidates is greater. */
-static double farthest_key(const probing *p, int64_t n, double error) {
-    double farthest = p->nearness[0];
-    for (int64_t i = 1; i < n; i++) farthest = p->nearness[i] > farthest ? p->nearness[i] : farthest;
-    if (p->centers->metric == BY_PRODUCT) return farthest + error;
-    double distance = sqrt(fmax(farthest, 0)) * (1 + ROUNDING) + error;
-    return distance * distance;
+/* Nearness that differs by no more than an error of distances, or of products, from another: the greatest, the least. */
+static double farther(const probing *p, double nearness, double error) {
+    double distance = sqrt(fmax(nearness, 0)) * (1 + ROUNDING) + error;
+    return p->centers->metric == BY_PRODUCT ? nearness + error : distance * distance;
+}
+
+static double nearer(const probing *p, double nearness, double error) {
+    double distance = sqrt(fmax(nearness, 0)) * (1 - ROUNDING) - error;
+    if (p->centers->metric == BY_PRODUCT) return nearness - error;
+    return distance > 0 ? distance * distance : -INFINITY;
 }
 
 /* Nearness in whole numbers, the nearest the highest: OUT ranks (n,), and -ABSENT up to the next 16; in units of what
@@ -114,22 +131,18 @@ static double rank_nearness(const double *nearness, int64_t n, double lowest, do
     return unit;
 }
 
-/* The n_probes nearest of n candidates, OUT probes, the nearest first: exactly. error: of their distances, or products */
-static void choose(probing *p, int64_t n, double error, int32_t *probes) {
+/* The n_probes nearest of the candidates, OUT probes, the nearest first: exactly. */
+static void choose(probing *p, int64_t n_probes, int32_t *probes) {
     const double *nearness = p->nearness;
     int32_t *ranks = p->ranks;
-    double lowest = nearness[0], highest = nearness[0], low, high;
-    int64_t n_probes = p->n_probes, n_sure = 0, n_open = 0, first = 0, n_sooner = 0;
+    double lowest = nearness[0], highest = nearness[0];
+    int64_t n = p->n, n_sure = 0, n_open = 0, first = 0, n_sooner = 0;
     for (int64_t i = 1; i < n; i++)
         lowest = nearness[i] < lowest ? nearness[i] : lowest, highest = nearness[i] > highest ? nearness[i] : highest;
     double unit = rank_nearness(nearness, n, lowest, highest, ranks);
     double last = highest - unit * kth_score(ranks, (n + 15) / 16 * 16, n_probes, 0); /* the last's, if unit less */
     int32_t sooner = n_probes > SOONER ? kth_score(ranks, (n + 15) / 16 * 16, SOONER, 0) : INT32_MAX;
-    if (p->centers->metric == BY_PRODUCT) low = last - unit - 2 * error, high = last + 2 * error;
-    else {
-        double distance = sqrt(fmax(last, 0)) + 2 * error, below = sqrt(fmax(last - unit, 0)) - 2 * error;
-        high = distance * distance, low = below > 0 ? below * below : -INFINITY;
-    }
+    double high = farther(p, last, 2 * p->error), low = nearer(p, last - unit, 2 * p->error);
     for (int64_t i = 0; i < n; i++) {
         if (nearness[i] > high + unit) continue;
         if (nearness[i] < low - unit) {
@@ -140,8 +153,7 @@ static void choose(probing *p, int64_t n, double error, int32_t *probes) {
         } else p->open[n_open++] = (candidate){nearness[i], p->near[i]};
     }
     if (n_open > n_probes - n_sure) {
-        for (int64_t i = 0; i < n_open; i++)
-            p->open[i].nearness = exact_key(p->centers, p->query, p->open[i].list, p->row);
+        evaluate_open(p, n_open);
         select_nearest(p->open, n_open, n_probes - n_sure);
     }
     for (int64_t i = 0; n_sure + i < n_probes; i++) probes[n_sure + i] = p->open[i].list;
@@ -151,37 +163,137 @@ static void choose(probing *p, int64_t n, double error, int32_t *probes) {
     probes[first] = probes[0], probes[0] = nearest;
 }
 
+/* More candidates of the query of column c: all whose scores are at least so high. */
+static void extend(probing *p, int c, const int32_t *scores, int32_t least) {
+    int64_t places = p->centers->blocks[1] * BLOCK, first = p->n;
+    if (least >= p->least) return;
+    p->n += places_between(scores, places, least, p->least, p->near + first), p->least = least;
+    measure(p, c, first);
+}
+
+/* The least score of those that may be as near as a key; INT32_MIN where scores cannot tell. */
+static int32_t least_score(query_point *q, double key) {
+    q->threshold = INT32_MIN;
+    if (!set_threshold(q, key)) return INT32_MIN;
+    return q->threshold > 1 - ABSENT ? q->threshold : 1 - ABSENT;
+}
+
+/* More candidates: the k nearest up to a limit among them. Returns 0 where scores cannot tell. */
+static int extend_to_nearest(probing *p, int c, const int32_t *scores, int64_t k, double limit) {
+    int64_t n_strays = p->centers->stray_offsets[1], places = p->centers->blocks[1] * BLOCK;
+    double farthest = -INFINITY;
+    int32_t least = 1 - ABSENT;
+    if (k < p->centers->offsets[1] - n_strays) {
+        extend(p, c, scores, kth_score(scores, places, k, k / 8 + 1));
+        for (int64_t i = n_strays; i < p->n; i++) farthest = p->nearness[i] > farthest ? p->nearness[i] : farthest;
+        least = least_score(p->points + c, fmin(farther(p, farthest, p->error), limit));
+    }
+    if (least == INT32_MIN) return 0;
+    extend(p, c, scores, least);
+    return 1;
+}
+
+/* ---- adaptive probes */
+
+/* Nearness of the FEW nearest of n open candidates, or all, OUT ascending; returns of how many. */
+static int64_t nearest_few(const candidate *open, int64_t n, double *nearest) {
+    int64_t few = 0;
+    for (int64_t i = 0; i < FEW; i++) nearest[i] = INFINITY;
+    for (int64_t i = 0; i < n; i++) {
+        if (open[i].nearness >= nearest[FEW - 1]) continue;
+        int64_t place = FEW - 1;
+        for (; place > 0 && nearest[place - 1] > open[i].nearness; place--) nearest[place] = nearest[place - 1];
+        nearest[place] = open[i].nearness;
+    }
+    while (few < FEW && nearest[few] < INFINITY) few++;
+    return few;
+}
+
+/* The limit of what a query probes, by nearness of its FEW nearest lists, ascending: their mean, and reach times the size
+ * of the nearest one's; not below that. */
+static double limit_of(const probing *p, const double *nearest, int64_t few) {
+    double sum = 0;
+    for (int64_t i = 0; i < few; i++) sum += nearest[i];
+    return fmax(sum / few + p->reach * fabs(nearest[0]), nearest[0]);
+}
+
+/* The same, at least and at most, as far as candidates tell by fine points, the FEW nearest lists among them. */
+static void bound_limit(probing *p, double *low, double *high) {
+    double nearest[FEW], lowest[FEW], highest[FEW], floor = p->centers->metric == BY_PRODUCT ? -INFINITY : 0;
+    for (int64_t i = 0; i < p->n; i++) p->open[i] = (candidate){p->nearness[i], p->near[i]};
+    int64_t few = nearest_few(p->open, p->n, nearest);
+    for (int64_t i = 0; i < FEW; i++) {
+        lowest[i] = fmax(nearer(p, nearest[i], p->error), floor);
+        highest[i] = farther(p, nearest[i], p->error);
+    }
+    double slack = 2 * fabs(p->reach) * (highest[0] - lowest[0]); /* of the nearest one's size */
+    *low = fmax(limit_of(p, lowest, few) - slack, lowest[0]), *high = limit_of(p, highest, few) + slack;
+}
+
+/* The same, exactly, of n open candidates, the FEW nearest lists among them. */
+static double exact_limit(probing *p, int64_t n) {
+    double nearest[FEW];
+    int64_t few = nearest_few(p->open, n, nearest), n_open = 0;
+    double last = farther(p, nearest[few - 1], 2 * p->error);
+    for (int64_t i = 0; i < n; i++)
+        if (p->open[i].nearness <= last) p->open[n_open++] = p->open[i];
+    evaluate_open(p, n_open);
+    nearest_few(p->open, n_open, nearest);
+    return limit_of(p, nearest, few);
+}
+
+/* Keeps the candidates within the limit, which is between two bounds, exactly; the first n_first tell what it is. */
+static void keep_within(probing *p, int64_t n_first, double low, double high) {
+    double sure = nearer(p, low, p->error), never = farther(p, high, p->error), limit = 0;
+    int64_t n = p->n, n_open = 0;
+    for (int64_t i = 0; i < n; i++) n_open += p->nearness[i] >= sure && p->nearness[i] <= never;
+    if (n_open > 0) limit = exact_limit(p, n_first);
+    p->n = 0;
+    for (int64_t i = 0; i < n; i++) {
+        double nearness = p->nearness[i];
+        int is_within = nearness < sure;
+        if (!is_within && nearness <= never) is_within = exact_key(p->centers, p->query, p->near[i], p->row) <= limit;
+        p->near[p->n] = p->near[i], p->nearness[p->n] = nearness, p->n += is_within;
+    }
+}
+
+/* Candidates within the limit of the query of column c, up to n_probes of them the nearest; returns 0 where scores cannot
+ * tell. */
+static int find_within(probing *p, int c, const int32_t *scores) {
+    int64_t n_lists = p->centers->offsets[1], places = p->centers->blocks[1] * BLOCK;
+    double low, high;
+    if (!extend_to_nearest(p, c, scores, n_lists < FEW ? n_lists : FEW, INFINITY)) return 0;
+    int64_t n_first = p->n;
+    bound_limit(p, &low, &high);
+    int32_t least = least_score(p->points + c, high);
+    if (least == INT32_MIN) return 0;
+    if (count_from(scores, places, least) <= p->n_probes) extend(p, c, scores, least);
+    else if (!extend_to_nearest(p, c, scores, p->n_probes, high)) return 0;
+    keep_within(p, n_first, low, high);
+    return 1;
+}
+
 /* The lists that the query of column c, which is loaded, probes; returns 0 where scores cannot serve. */
 static int probe_lists(probing *p, int c, const int32_t *scores, int32_t *probes) {
     const skivfpq_lists *l = p->centers;
-    int64_t n = 0, n_measured, n_scored = l->offsets[1] - l->stray_offsets[1], places = l->blocks[1] * BLOCK;
-    query_point *q = p->points + c;
-    int32_t best = INT32_MAX, least = 1 - ABSENT;
-    double error = 0;
-    if (p->n_probes < n_scored) {
-        best = kth_score(scores, places, p->n_probes, p->n_probes / 8);
-        n = places_between(scores, places, best, INT32_MAX, p->near);
-        error = measure(p, c, 0, n);
-        q->threshold = INT32_MIN;
-        if (!set_threshold(q, farthest_key(p, n, error))) return 0;
-        least = q->threshold > least ? q->threshold : least;
-    }
-    n_measured = n;
-    if (least < best) n += places_between(scores, places, least, best, p->near + n);
-    for (int64_t i = 0; i < l->stray_offsets[1]; i++) p->near[n++] = (int32_t)l->strays[i];
-    error = fmax(error, measure(p, c, n_measured, n));
-    if (n < p->n_probes) return 0;
-    choose(p, n, error, probes);
+    p->n = l->stray_offsets[1], p->least = INT32_MAX, p->error = 0;
+    for (int64_t i = 0; i < p->n; i++) p->near[i] = (int32_t)l->strays[i];
+    measure(p, c, 0);
+    if (!(p->reach < INFINITY ? find_within(p, c, scores) : extend_to_nearest(p, c, scores, p->n_probes, INFINITY))) return 0;
+    int64_t n = p->n < p->n_probes ? p->n : p->n_probes;
+    if (n < 1) return 0;
+    choose(p, n, probes);
+    for (; n < p->n_probes; n++) probes[n] = -1;
     return 1;
 }
 
 int64_t NEAREST_LISTS(const skivfpq_lists *centers, const skivfpq_fine_points *fine, const skivfpq_queries *queries,
-                      int64_t n_probes, int32_t *probes, uint8_t *unserved, char *scratch) {
+                      int64_t n_probes, double reach, int32_t *probes, uint8_t *unserved, char *scratch) {
     int64_t n = queries->n, width = centers->points.units * 4, places = centers->blocks[1] * BLOCK, used = 0;
     int64_t n_places = places + centers->stray_offsets[1] + 16;
     const query_point *points[COLUMNS];
     const column_level *levels[COLUMNS];
-    probing p = {.centers = centers, .fine = fine, .n_probes = n_probes};
+    probing p = {.centers = centers, .fine = fine, .n_probes = n_probes, .reach = reach};
     column_level *panel = take(scratch, &used, sizeof(column_level) * COLUMNS * width);
     p.levels = take(scratch, &used, sizeof(column_level) * COLUMNS * width);
     p.heads = take(scratch, &used,

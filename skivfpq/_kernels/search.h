@@ -101,9 +101,11 @@ typedef struct {
                       int64_t n_candidates, int64_t k, double *keys, int64_t *positions, char *scratch); \
     /* The n_probes nearest centers of queries, the rows of one list with their fine points (of x - origin): */ \
     /* probes OUT (n, n_probes), the nearest first, then near ones (SOONER), then the others. unserved OUT (n,) as above. */ \
+    /* Of them only those as near as the mean of the four nearest and reach times the nearest, by squared distance or */ \
+    /* minus the product; -1 for none; the nearest always. INFINITY: all. */                         \
     int64_t NEAREST_LISTS(const skivfpq_lists *centers, const skivfpq_fine_points *fine,             \
-                          const skivfpq_queries *queries, int64_t n_probes, int32_t *probes, uint8_t *unserved, \
-                          char *scratch);
+                          const skivfpq_queries *queries, int64_t n_probes, double reach, int32_t *probes, \
+                          uint8_t *unserved, char *scratch);
 #ifdef LEVEL
 DECLARE_SEARCH
 #endif

@@ -1,0 +1,96 @@
+"""Which lists a query probes: a number of the nearest, or an adaptive one that is right on average.
+
+A query between many lists must probe more of them than one that is close to a center. Adaptive probes
+are, of the 2 n nearest lists, those with
+
+    s_i <= (s_1 + s_2 + s_3 + s_4) / 4 + reach |s_1|,        s: squared distances, or minus inner products,
+
+and the nearest always. The reach is such that queries like the rows probe n lists on average. (Chen et
+al., "SPANN: Highly-efficient billion-scale approximate nearest neighbor search", NeurIPS 2021, section
+3.3, prune by s_i <= (1 + reach)^2 s_1: relative to the nearest center alone it takes more rows than a
+fixed number does, see docs/development.md.)
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+FEW = 4  # nearest lists, whose mean is the base of the limit; probe.c has it too
+MOST = 2  # times the mean number of lists, for no query more
+MEASURED = 256  # queries that reaches are measured with
+PER_OCTAVE = 4  # numbers of lists whose reach is measured, others are interpolated
+
+
+class Probes(NamedTuple):
+    """The lists that queries probe: up to so many of the nearest, within a limit."""
+
+    most: int
+    reach: float = np.inf  # of the limit; inf for none
+
+    def within(self, keys):
+        """Which lists are probed, (n_queries, n): of the keys (n_queries, n) of the nearest, ascending."""
+        if self.reach == np.inf:
+            return np.ones(keys.shape, dtype=bool)
+        nearest = keys[:, 0]
+        limits = keys[:, :FEW].mean(axis=1) + self.reach * np.abs(nearest)
+        return keys <= np.maximum(limits, nearest)[:, None]
+
+
+FIXED = None  # in place of Reaches
+
+
+class Reaches:
+    """The reach for each mean number of lists.
+
+    Parameters
+    ----------
+    keys : (n_queries, n_lists)
+        Squared distances, or minus products, of some queries and all centers, ascending in each row.
+    """
+
+    def __init__(self, keys):
+        n_queries, n_lists = keys.shape
+        heights = _heights(keys)
+        heights[:, 0] = -np.inf  # probed always
+        octaves = np.log2(max(n_lists, 2))
+        numbers = np.unique(np.geomspace(2, max(n_lists - 1, 2), int(PER_OCTAVE * octaves)).astype(int))
+        last = numbers * n_queries - 1
+        reaches = np.array(
+            [
+                np.partition(heights[:, : MOST * n], i, axis=None)[i]
+                for n, i in zip(numbers, last)
+                if n < n_lists
+            ]
+        )
+        finite = np.flatnonzero(np.isfinite(reaches))
+        self.values = np.full(n_lists, np.inf)  # of 1, 2, ... lists
+        if len(finite):
+            every = np.arange(1, n_lists + 1)
+            self.values = np.interp(every, numbers[finite], reaches[finite], left=-np.inf, right=np.inf)
+            self.values = np.maximum.accumulate(self.values)
+
+    def probes(self, n_probes):
+        """Of so many lists on average."""
+        n_lists = len(self.values)
+        if n_probes == 1 or n_probes >= n_lists:
+            return Probes(min(n_probes, n_lists))
+        return Probes(min(MOST * n_probes, n_lists), float(self.values[n_probes - 1]))
+
+    def covering(self, keys, places):
+        """Fewest lists on average, (n_queries, n), with which each query probes those at such places.
+
+        keys : (n_queries, n_lists) ascending in each row
+        places : (n_queries, n) from 0 on
+        """
+        heights = np.take_along_axis(_heights(keys), places, axis=1)
+        by_reach = 1 + np.searchsorted(self.values, heights)
+        return np.where(places == 0, 1, np.maximum(by_reach, -(-(places + 1) // MOST)).clip(2))
+
+
+def _heights(keys):
+    """By how much keys (n_queries, n_lists), ascending, are above the base, in terms of the nearest's size."""
+    above = keys - keys[:, :FEW].mean(axis=1, keepdims=True)
+    sizes = np.abs(keys[:, :1])
+    everywhere = np.where(above > 0, np.inf, -np.inf)
+    with np.errstate(over="ignore"):
+        return np.divide(above, sizes, out=everywhere, where=sizes > 0)
