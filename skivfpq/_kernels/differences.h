@@ -18,9 +18,10 @@ typedef float f32x4 __attribute__((vector_size(16), aligned(4)));
 #define FOUR_F32(x) __builtin_convertvector(*(const f32x4 *)(x), terms4)
 #endif
 #define FOUR_F64(x) *(const terms4 *)(x)
+#define ONE(x) ((double)(x))
 
 /* NAME: up to 128 terms; NAME_any: more. */
-#define SQ_DISTANCE(NAME, REAL, FOUR)                                                                \
+#define SQ_DISTANCE(NAME, REAL, FOUR, ONE)                                                               \
     static inline double NAME(const REAL *x, const double *c, int64_t n) {                           \
         int64_t j = 0;                                                                               \
         double sum = -0.0;                                                                           \
@@ -30,7 +31,7 @@ typedef float f32x4 __attribute__((vector_size(16), aligned(4)));
             low += gap0 * gap0, high += gap1 * gap1;                                                 \
         }                                                                                            \
         if (n >= 8) sum = ((low[0] + low[1]) + (low[2] + low[3])) + ((high[0] + high[1]) + (high[2] + high[3])); \
-        for (; j < n; j++) sum += ((double)x[j] - c[j]) * ((double)x[j] - c[j]);                     \
+        for (; j < n; j++) sum += (ONE(x[j]) - c[j]) * (ONE(x[j]) - c[j]);                           \
         return sum;                                                                                  \
     }                                                                                                \
     static double NAME##_any(const REAL *x, const double *c, int64_t n) {                            \
@@ -38,8 +39,8 @@ typedef float f32x4 __attribute__((vector_size(16), aligned(4)));
         int64_t half = n / 2 - (n / 2) % 8;                                                          \
         return NAME##_any(x, c, half) + NAME##_any(x + half, c + half, n - half);                    \
     }
-SQ_DISTANCE(sq_distance_f32, float, FOUR_F32)
-SQ_DISTANCE(sq_distance_f64, double, FOUR_F64)
+SQ_DISTANCE(sq_distance_f32, float, FOUR_F32, ONE)
+SQ_DISTANCE(sq_distance_f64, double, FOUR_F64, ONE)
 
 /* |X[row] - c|^2 for rows of either type. */
 static inline double sq_distance(const void *X, int is_f64, int64_t row, const double *c, int64_t d) {

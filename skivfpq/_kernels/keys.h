@@ -172,12 +172,25 @@ static int32_t kth_score(const int32_t *scores, int64_t n, int64_t k, int64_t mo
 
 /* ---- exact keys */
 
-static double half_to_double(uint16_t half) {
+static inline double half_to_double(uint16_t half) {
     uint32_t bits = (uint32_t)(half & 0x7FFF) << 13;
     float value;
     memcpy(&value, &bits, sizeof value);
     value *= 0x1p112f; /* the exponents' biases: 127 - 15; exact, subnormal ones too */
     return half & 0x8000 ? -value : value;
+}
+
+#ifdef __F16C__
+#define FOUR_F16(x) (terms4)_mm256_cvtps_pd(_mm_cvtph_ps(_mm_loadl_epi64((const __m128i_u *)(x))))
+#else
+#define FOUR_F16(x) (terms4){half_to_double((x)[0]), half_to_double((x)[1]), half_to_double((x)[2]), half_to_double((x)[3])}
+#endif
+SQ_DISTANCE(sq_distance_f16, uint16_t, FOUR_F16, half_to_double)
+
+static void load_halves(const uint16_t *halves, int64_t d, double *row) {
+    int64_t j = 0;
+    for (; j + 4 <= d; j += 4) *(terms4 *)(row + j) = FOUR_F16(halves + j);
+    for (; j < d; j++) row[j] = half_to_double(halves[j]);
 }
 
 static int64_t list_of(const skivfpq_lists *l, int64_t position) {
@@ -239,7 +252,7 @@ static void load_row(const skivfpq_lists *l, int64_t position, double *row) {
     switch (l->kind) {
     case FLOAT64: memcpy(row, (const double *)l->vectors + first, sizeof(double) * l->d); break;
     case FLOAT32: for (int64_t j = 0; j < l->d; j++) row[j] = ((const float *)l->vectors)[first + j]; break;
-    case FLOAT16: for (int64_t j = 0; j < l->d; j++) row[j] = half_to_double(((const uint16_t *)l->vectors)[first + j]); break;
+    case FLOAT16: load_halves((const uint16_t *)l->vectors + first, l->d, row); break;
     case INT8: for (int64_t j = 0; j < l->d; j++) row[j] = ((const int8_t *)l->vectors)[first + j]; break;
     case CODED: decode_row(l, position, row); break;
     default: for (int64_t j = 0; j < l->d; j++) row[j] = ((const uint8_t *)l->vectors)[first + j];
@@ -282,6 +295,8 @@ static double cosine_key(const double *query, double *row, int64_t d) {
 static double exact_key(const skivfpq_lists *l, const double *query, int64_t position, double *row) {
     if (l->metric == BY_DISTANCE && l->kind <= FLOAT32)
         return sq_distance(l->vectors, l->kind == FLOAT64, position, query, l->d);
+    if (l->metric == BY_DISTANCE && l->kind == FLOAT16)
+        return sq_distance_f16_any((const uint16_t *)l->vectors + position * l->d, query, l->d);
     load_row(l, position, row);
     if (l->metric == BY_DISTANCE) return sq_distance(row, 1, 0, query, l->d);
     return l->metric == BY_COSINE ? cosine_key(query, row, l->d) : product_key(query, row, l->d);
