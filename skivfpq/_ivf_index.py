@@ -16,7 +16,7 @@ from skivfpq._algorithms.ivf import InvertedFile, without_self
 from skivfpq._algorithms.list_codes import Coding
 from skivfpq._algorithms.list_planes import FEW_QUERIES
 from skivfpq._algorithms.probes import choose_probes, hold_out, true_neighbors
-from skivfpq._algorithms.probing import MEASURED
+from skivfpq._algorithms.probing import MEASURED, MEASURED_KEYS
 from skivfpq._algorithms.search import Metric
 from skivfpq._algorithms.seeding import too_few_distinct_rows
 from skivfpq._kmeans import LloydKMeans
@@ -114,7 +114,8 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     n_lists_ : int
         Number of lists.
     n_probes_ : int
-        Lists probed as of fit or ``tune``; a number set later by ``set_params(n_probes=...)`` wins.
+        Lists probed (on average, where adaptive) as of fit or ``tune``; a number set later by
+        ``set_params(n_probes=...)`` wins.
     recall_ : float or None
         Recall that was measured for ``n_probes_`` when it was chosen by "auto" or ``tune``.
     labels_ : ndarray of shape (n_samples_fit_,), int32
@@ -256,8 +257,9 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         file = self._empty_file(metric, centers, fine_quantizer, X.dtype)
         file = self._append(file, X, labels)
         if self.probing == "adaptive":
-            some = held_out[evenly(len(held_out), MEASURED)]
-            file = file.adaptive(file.metric.queries(X[some]), effective_n_jobs(self.n_jobs))
+            n_measured = min(MEASURED, max(1, MEASURED_KEYS // len(centers)))
+            some = X[held_out[evenly(len(held_out), n_measured)]]
+            file = file.adaptive(file.metric.queries(some), effective_n_jobs(self.n_jobs))
         n_probes, recall = self._choose_probes(file, X, held_out)
 
         self.coarse_quantizer_, self.fine_quantizer_ = coarse_quantizer, fine_quantizer
@@ -361,7 +363,9 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         self._report(f"Filing {len(X)} rows.")
         n_threads = effective_n_jobs(self.n_jobs)
         vectors = _as_kept(X, file.vectors_dtype)
-        file = file.append(vectors, n_threads, labels if vectors is X else None)
+        if labels is not None and vectors is not X and not np.array_equal(vectors, X):
+            labels = None  # of rows that are rounded
+        file = file.append(vectors, n_threads, labels)
         file.planes(n_threads)
         return file
 
@@ -568,8 +572,8 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         is_fixed = self.probing == "fixed"
         if not is_fixed and file.reaches is None:
             raise ValueError(
-                f"probing={self.probing!r} must be set before fit, which measures how far queries must reach: "
-                "fit again, or set probing='fixed'."
+                f"probing={self.probing!r} must be set before fit, which measures how far queries reach: fit "
+                "again, or set probing='fixed'."
             )
         return file.probes(check_integer("n_probes", n_probes, 1), is_fixed)
 

@@ -337,10 +337,13 @@ def test_what_is_beaten_is_left_out():
 @pytest.fixture
 def problem(rng):
     """40 queries among 400 rows that all come twice."""
+    from data import Data
     from search import draw_queries
 
     X = np.repeat(rng.standard_normal((220, 6), dtype=np.float32), 2, axis=0)
-    return draw_queries(SimpleNamespace(queries=40, n_neighbors=5, threads=1, lists=None), X)
+    return draw_queries(
+        SimpleNamespace(queries=40, n_neighbors=5, threads=1, lists=None), Data("rows", X, "float32")
+    )
 
 
 def test_numbers_of_lists(problem):

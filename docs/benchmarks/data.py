@@ -32,6 +32,11 @@ class Data:
     X: np.ndarray  # (n_samples, n_features) float32
     dtype: str  # of the file
 
+    def is_half(self):
+        """Whether every value is a float16, as in the file; rows near others (``grown``) are in none."""
+        with np.errstate(over="ignore"):
+            return self.dtype == "float16" and np.array_equal(self.X.astype(np.float16), self.X)
+
     def describe(self):
         """Facts for the report."""
         rows, features = self.X.shape

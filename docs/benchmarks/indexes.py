@@ -44,23 +44,24 @@ class Skivfpq(Index):
 
     parameter, removes = "n_probes", True
 
-    def __init__(self, n_lists="auto", n_subspaces=None, n_bits=8, *, probing=("fixed",)):
+    def __init__(self, n_lists="auto", n_subspaces=None, n_bits=8, *, probing=("fixed",), dtype=None):
         self.n_lists, self.n_subspaces, self.n_bits = n_lists, n_subspaces, n_bits
+        self.dtype = dtype  # of vectors, that of the rows if None
         self.second, self.variants = ("probing", probing) if len(probing) > 1 else ("", probing)
 
     @property
     def name(self):
         """As IVFIndex is called."""
         codes = f", PQ({self.n_subspaces}, {self.n_bits})" if self.n_subspaces else ""
-        return f"n_lists={self.n_lists}{codes}"
+        return f"n_lists={self.n_lists}{codes}" + (f", {self.dtype}" if self.dtype else "")
 
     def build(self, X, threads):
         """Fit."""
         from skivfpq import IVFIndex, ProductQuantizer
 
         codes = ProductQuantizer(self.n_subspaces, self.n_bits, random_state=0) if self.n_subspaces else None
-        params = {"fine_quantizer": codes, "probing": self.variants[-1], "n_jobs": threads, "random_state": 0}
-        index = IVFIndex(self.n_lists, 1, **params)
+        params = {"fine_quantizer": codes, "vectors_dtype": self.dtype, "probing": self.variants[-1]}
+        index = IVFIndex(self.n_lists, 1, **params, n_jobs=threads, random_state=0)
         self.index = index.fit(X)
         self.cap = index.n_lists_
 

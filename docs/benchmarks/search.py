@@ -48,6 +48,7 @@ class Problem:
     indices: np.ndarray  # (n_queries, k): the true neighbours
     threads: int
     lists: list | None = None  # numbers of inverted lists to try, instead of those that the rows suggest
+    is_half: bool = False  # whether the file has the vectors in float16
 
 
 @dataclass(eq=False)
@@ -93,7 +94,7 @@ def add_arguments(parser):
 def run(args, data, peers, report, _peak):
     """All tasks that were asked for."""
     check_arguments(args, len(data.X))
-    problem = draw_queries(args, data.X)
+    problem = draw_queries(args, data)
     failed = wrong_neighbors(problem)
     for task in args.tasks:
         configurations, records = build_all(problem, peers, task)
@@ -116,17 +117,18 @@ def check_arguments(args, n_rows):
         plot.check()
 
 
-def draw_queries(args, X):
+def draw_queries(args, data):
     """The problem; its neighbours are those of exact_neighbors."""
     from skivfpq import exact_neighbors
 
+    X = data.X
     order = np.random.default_rng(0).permutation(len(X))
     queries, rows = np.sort(order[: args.queries]), np.sort(order[args.queries :])
     X, Q = X[rows], X[queries]
     say(f"true neighbours of {len(Q)} queries among {len(X)} rows")
     indices = exact_neighbors(Q, X, args.n_neighbors)[1]
     limits = squared_distances(X, Q, indices).max(axis=1)
-    return Problem(X, Q, args.n_neighbors, limits, indices, args.threads, args.lists)
+    return Problem(X, Q, args.n_neighbors, limits, indices, args.threads, args.lists, data.is_half())
 
 
 def squared_distances(X, Q, indices):

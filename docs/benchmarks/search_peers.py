@@ -41,8 +41,13 @@ def fitting(n_rows, count):
 
 
 def flat_skivfpq(problem):
-    """The default, and the numbers of lists that the others get; probes fixed and adaptive."""
-    return [Skivfpq(count, probing=("fixed", "adaptive")) for count in ("auto", *list_counts(problem))]
+    """The default, and the numbers of lists that the others get; probes fixed and adaptive.
+
+    Vectors that the file has in float16 are kept so once more, which rounds nothing.
+    """
+    both = {"probing": ("fixed", "adaptive")}
+    halves = [Skivfpq(list_counts(problem)[0], **both, dtype="float16")] if problem.is_half else []
+    return [Skivfpq(**both), *(Skivfpq(count, **both) for count in list_counts(problem)), *halves]
 
 
 def flat_faiss(problem):

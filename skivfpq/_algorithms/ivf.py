@@ -157,7 +157,7 @@ class InvertedFile:
     # ---- probing
 
     def adaptive(self, queries, n_threads=1):
-        """The file whose queries probe an adaptive number of lists, right on average for queries like these."""
+        """The file whose probes are adaptive: so many lists on average, of queries like these."""
         queries, metric = queries.astype(np.float64, copy=False), nearness(self.metric)
         keys, _ = scan_vectors(metric, queries, self.centers, self.centers.mean(axis=0), 0)
         file = replace(self, reaches=Reaches(np.sort(keys, axis=1)))

@@ -17,14 +17,15 @@ import numpy as np
 
 FEW = 4  # nearest lists, whose mean is the base of the limit; probe.c has it too
 MOST = 2  # times the mean number of lists, for no query more
-MEASURED = 256  # queries that reaches are measured with
+MEASURED = 256  # queries that reaches are measured with, fewer of very many lists
+MEASURED_KEYS = 1 << 22
 PER_OCTAVE = 4  # numbers of lists whose reach is measured, others are interpolated
 
 
 class Probes(NamedTuple):
     """The lists that queries probe: up to so many of the nearest, within a limit."""
 
-    most: int
+    most: int  # within a limit FEW, at least, or all lists
     reach: float = np.inf  # of the limit; inf for none
 
     def within(self, keys):
@@ -34,9 +35,6 @@ class Probes(NamedTuple):
         nearest = keys[:, 0]
         limits = keys[:, :FEW].mean(axis=1) + self.reach * np.abs(nearest)
         return keys <= np.maximum(limits, nearest)[:, None]
-
-
-FIXED = None  # in place of Reaches
 
 
 class Reaches:
@@ -50,24 +48,19 @@ class Reaches:
 
     def __init__(self, keys):
         n_queries, n_lists = keys.shape
+        self.values = np.full(n_lists, np.inf)  # of 1, 2, ... lists
+        if n_lists < 3:
+            return
         heights = _heights(keys)
         heights[:, 0] = -np.inf  # probed always
-        octaves = np.log2(max(n_lists, 2))
-        numbers = np.unique(np.geomspace(2, max(n_lists - 1, 2), int(PER_OCTAVE * octaves)).astype(int))
-        last = numbers * n_queries - 1
-        reaches = np.array(
-            [
-                np.partition(heights[:, : MOST * n], i, axis=None)[i]
-                for n, i in zip(numbers, last)
-                if n < n_lists
-            ]
-        )
-        finite = np.flatnonzero(np.isfinite(reaches))
-        self.values = np.full(n_lists, np.inf)  # of 1, 2, ... lists
-        if len(finite):
-            every = np.arange(1, n_lists + 1)
-            self.values = np.interp(every, numbers[finite], reaches[finite], left=-np.inf, right=np.inf)
-            self.values = np.maximum.accumulate(self.values)
+        octaves = np.log2(n_lists)
+        measured = np.unique(np.geomspace(2, n_lists - 1, int(PER_OCTAVE * octaves)).astype(int))
+        reaches = np.array([_smallest(heights[:, : MOST * n], n * n_queries) for n in measured])
+        finite = np.isfinite(reaches)  # but for queries that are centers
+        if finite.any():
+            numbers = np.arange(1, n_lists + 1)
+            values = np.interp(numbers, measured[finite], reaches[finite], left=-np.inf, right=np.inf)
+            self.values = np.maximum.accumulate(values)
 
     def probes(self, n_probes):
         """Of so many lists on average."""
@@ -87,8 +80,13 @@ class Reaches:
         return np.where(places == 0, 1, np.maximum(by_reach, -(-(places + 1) // MOST)).clip(2))
 
 
+def _smallest(values, n):
+    """The n-th smallest."""
+    return np.partition(values, n - 1, axis=None)[n - 1]
+
+
 def _heights(keys):
-    """By how much keys (n_queries, n_lists), ascending, are above the base, in terms of the nearest's size."""
+    """How far keys (n_queries, n_lists), ascending, are above the base, in sizes of the nearest."""
     above = keys - keys[:, :FEW].mean(axis=1, keepdims=True)
     sizes = np.abs(keys[:, :1])
     everywhere = np.where(above > 0, np.inf, -np.inf)
