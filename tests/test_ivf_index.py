@@ -546,14 +546,24 @@ def test_added_rows_are_filed_like_the_first(metric):
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("vectors_dtype", [None, "float16"])
 @pytest.mark.parametrize("n_lists", [4, 150])  # trained on some of the rows, and on all
-def test_rows_are_filed_as_they_are_kept(metric, vectors_dtype, n_lists, rng):
+@pytest.mark.parametrize("is_half", [False, True])
+def test_rows_are_filed_as_they_are_kept(metric, vectors_dtype, n_lists, is_half, rng, monkeypatch):
     X = (rng.normal(size=(1200, 3)) + 40).astype(np.float32)  # float16 rounds to 1 / 32
+    X = X.astype(np.float16).astype(np.float32) if is_half else X
+    searched, nearest_list = [], ivf.InvertedFile.nearest_list
+    monkeypatch.setattr(
+        ivf.InvertedFile,
+        "nearest_list",
+        lambda self, rows, n: searched.append(len(rows)) or nearest_list(self, rows, n),
+    )
     index = IVFIndex(n_lists, 1, metric=metric, vectors_dtype=vectors_dtype, random_state=0).fit(X)
     rows = index.reconstruct(np.arange(1200)).astype(np.float64)
     if metric == "cosine":
         rows /= np.linalg.norm(rows, axis=1)[:, None]
     centers = index.coarse_quantizer_.cluster_centers_.astype(np.float64)
     assert_array_equal(index.labels_, np.square(rows[:, None] - centers).sum(axis=-1).argmin(axis=1))
+    if n_lists == 150 and metric != "cosine" and (is_half or vectors_dtype is None):
+        assert searched == []  # training has labelled them
 
 
 def test_all_rows_removed_and_added_again():
