@@ -853,6 +853,21 @@ def test_adaptive_probes_are_measured_in_fit(uneven):
         index.set_params(n_jobs=3)
 
 
+@pytest.mark.parametrize("metric", ["euclidean", "inner_product"])
+def test_adaptive_probes_where_rows_are_zeros(metric, rng):
+    X = rng.normal(size=(1300, 3)).astype(np.float32)
+    X[rng.random(1300) < 0.4] = 0
+    index = IVFIndex(8, 1, probing="adaptive", metric=metric, random_state=0).fit(X[40:])
+    for n_probes in (2, 3, 7):
+        assert np.isfinite(index._file.probes(n_probes).reach)
+        distances, indices = index.kneighbors(X[:40], 5, n_probes=n_probes)
+        for i, lists in enumerate(probed_lists(index, X[:40], n_probes)):
+            members = np.flatnonzero(np.isin(index.labels_, lists))
+            expected, found = exact_neighbors(X[i : i + 1], X[40:][members], 5, metric)
+            assert_array_equal(distances[i], expected[0])
+            assert_array_equal(indices[i], members[found[0]])
+
+
 @pytest.mark.parametrize("n_lists", [1, 2, 3, 4, 6])
 @pytest.mark.parametrize("kind", ["copies", "few values", "float32"])
 def test_adaptive_probes_of_few_lists_and_of_copies(n_lists, kind):

@@ -56,11 +56,12 @@ class Reaches:
         octaves = np.log2(n_lists)
         measured = np.unique(np.geomspace(2, n_lists - 1, int(PER_OCTAVE * octaves)).astype(int))
         reaches = np.array([_smallest(heights[:, : MOST * n], n * n_queries) for n in measured])
-        finite = np.isfinite(reaches)  # but for queries that are centers
+        finite = np.isfinite(reaches)  # but where the nearest has no size: zeros, or queries that are centers
         if finite.any():
             numbers = np.arange(1, n_lists + 1)
-            values = np.interp(numbers, measured[finite], reaches[finite], left=-np.inf, right=np.inf)
+            values = np.interp(numbers, measured[finite], reaches[finite], right=np.inf)
             self.values = np.maximum.accumulate(values)
+        self.values[0] = -np.inf
 
     def probes(self, n_probes):
         """Of so many lists on average."""
