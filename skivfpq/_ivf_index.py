@@ -79,7 +79,7 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     probing : {"fixed", "adaptive"}, default="fixed"
         With "adaptive", ``n_probes`` is the number of lists that queries like the rows probe on average:
         one that is close to a center probes fewer, one between many centers up to twice as many. The
-        same recall takes a fifth to two fifths fewer rows.
+        same recall takes a fifth to a half fewer rows, by distances.
     metric : {"euclidean", "sqeuclidean", "cosine", "inner_product"}, default="euclidean"
         "cosine" is one minus the cosine; "inner_product" gives minus the product as the distance.
     coarse_quantizer : clusterer or None, default=None
@@ -385,7 +385,7 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     def _measure_probes(self, file, queries, true, target, own=None):
         n_threads = effective_n_jobs(self.n_jobs)
         n_probes, recall = choose_probes(
-            file, queries, true, target, self._refine_factor(file), own, n_threads
+            file, self._probing(file), queries, true, target, self._refine_factor(file), own, n_threads
         )
         self._report(f"{n_probes} probes reach a recall of {recall:.4f}.")
         if file.codebooks is not None and recall < target:
@@ -569,13 +569,16 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
                 else check_integer("n_probes", self.n_probes, 1)
             )
             n_probes = self.n_probes_ if given in ("auto", self._n_probes_param) else given
+        return self._probing(file).probes(check_integer("n_probes", n_probes, 1))
+
+    def _probing(self, file):
         is_fixed = self.probing == "fixed"
         if not is_fixed and file.reaches is None:
             raise ValueError(
                 f"probing={self.probing!r} must be set before fit, which measures how far queries reach: fit "
                 "again, or set probing='fixed'."
             )
-        return file.probes(check_integer("n_probes", n_probes, 1), is_fixed)
+        return file.probing(is_fixed)
 
     def _refine_factor(self, file, refine_factor=None):
         factor = self.refine_factor if refine_factor is None else refine_factor

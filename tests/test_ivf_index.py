@@ -447,7 +447,7 @@ def test_few_rows_come_and_go_without_moving_others(seed, metric, name):
     index.partial_fit(X[150:200])  # moves all, to where there is room for more
     rows = dict(enumerate(index.reconstruct(np.arange(200))))
     held, file = next(iter(index._file.lists.rows.values())), index._file
-    found = file.search(file.metric.queries(queries), 4, file.probes(5))
+    found = file.search(file.metric.queries(queries), 4, file.probing().probes(5))
     for step in range(10):
         gone, number = np.unique(found[1])[step], index.n_samples_fit_
         index.remove([gone, gone])
@@ -456,7 +456,7 @@ def test_few_rows_come_and_go_without_moving_others(seed, metric, name):
         rows[number] = index.reconstruct([number])[0]
     assert next(iter(index._file.lists.rows.values())) is held
     assert_holds(index, rows, queries, metric, exact=name in ("flat", "refined"))
-    for before, after in zip(found, file.search(file.metric.queries(queries), 4, file.probes(5))):
+    for before, after in zip(found, file.search(file.metric.queries(queries), 4, file.probing().probes(5))):
         assert_array_equal(before, after)  # a search under way sees the rows as they were
     assert index.kneighbors()[1].shape == (len(rows), 5)
     assert_array_equal(index.kneighbors(queries, 4, subset=list(rows))[1], index.kneighbors(queries, 4)[1])
@@ -755,7 +755,7 @@ def uneven():
 
 def probed_lists(index, queries, n_probes):
     """The lists of each query, by the formula."""
-    most, reach = index._file.probes(n_probes)
+    most, reach = index._file.probing().probes(n_probes)
     centers = index.coarse_quantizer_.cluster_centers_.astype(np.float64)
     queries = queries.astype(np.float64)
     if index.metric == "cosine":
@@ -825,6 +825,16 @@ def test_adaptive_probes_are_tuned(uneven, target):
     assert refined.score(queries) >= 0.93
 
 
+def test_probes_are_tuned_as_they_will_be_searched(uneven):
+    X, queries = uneven
+    index = IVFIndex(90, 1, n_neighbors=10, probing="adaptive", random_state=0).fit(X)
+    for probing in ("adaptive", "fixed", "adaptive"):
+        index.set_params(probing=probing).tune(queries, target_recall=0.95)
+        assert index.recall_ == pytest.approx(index.score(queries))
+    with pytest.raises(ValueError, match="probing='adaptive' must be set before fit"):
+        IVFIndex(30, 5, random_state=0).fit(X).set_params(probing="adaptive").tune(queries)
+
+
 def test_adaptive_probes_of_one_and_of_all_lists(uneven):
     X, queries = uneven[0], uneven[1][:200]
     index = IVFIndex(30, 1, n_neighbors=3, probing="adaptive", random_state=0).fit(X)
@@ -840,10 +850,10 @@ def test_adaptive_probes_are_measured_in_fit(uneven):
     with pytest.raises(ValueError, match="probing='adaptive' must be set before fit"):
         IVFIndex(30, 5, random_state=0).fit(X).set_params(probing="adaptive").kneighbors(queries)
     index = IVFIndex(30, 5, probing="adaptive", random_state=0).fit(X[:4000])
-    before = index._file.probes(5)
+    before = index._file.probing().probes(5)
     index.partial_fit(X[4000:]).remove(np.arange(500))
-    assert index._file.probes(5) == before
-    assert pickle.loads(pickle.dumps(index))._file.probes(5) == before
+    assert index._file.probing().probes(5) == before
+    assert pickle.loads(pickle.dumps(index))._file.probing().probes(5) == before
     found = index.kneighbors(queries, 10)[1]
     assert found.min() >= 500
     subset = np.arange(600, 650)
@@ -859,7 +869,7 @@ def test_adaptive_probes_where_rows_are_zeros(metric, rng):
     X[rng.random(1300) < 0.4] = 0
     index = IVFIndex(8, 1, probing="adaptive", metric=metric, random_state=0).fit(X[40:])
     for n_probes in (2, 3, 7):
-        assert np.isfinite(index._file.probes(n_probes).reach)
+        assert np.isfinite(index._file.probing().probes(n_probes).reach)
         distances, indices = index.kneighbors(X[:40], 5, n_probes=n_probes)
         for i, lists in enumerate(probed_lists(index, X[:40], n_probes)):
             members = np.flatnonzero(np.isin(index.labels_, lists))

@@ -23,7 +23,7 @@ from skivfpq._algorithms.list_planes import (
     pack_lists,
     rank_rows,
 )
-from skivfpq._algorithms.probing import Probes, Reaches
+from skivfpq._algorithms.probing import FixedProbes, Probes, Reaches
 from skivfpq._algorithms.search import (
     Metric,
     Pool,
@@ -164,11 +164,9 @@ class InvertedFile:
         file._packed.update(self._packed)
         return file
 
-    def probes(self, n_probes, is_fixed=False):
-        """What queries probe: so many lists, or, where they are adaptive, so many on average."""
-        if is_fixed or self.reaches is None:
-            return Probes(min(n_probes, len(self.centers)))
-        return self.reaches.probes(n_probes)
+    def probing(self, is_fixed=False):
+        """How queries probe: adaptively where that was measured, unless it is to be fixed."""
+        return FixedProbes(len(self.centers)) if is_fixed or self.reaches is None else self.reaches
 
     # ---- searching
 

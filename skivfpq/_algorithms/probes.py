@@ -27,7 +27,7 @@ def true_neighbors(metric, X, numbers, k, n_threads):
     return without_self(*exact_rows(metric, metric.queries(X[numbers]), X, k + 1, n_threads), numbers)[1]
 
 
-def choose_probes(file, queries, true, target, refine_factor, own=None, n_threads=1):
+def choose_probes(file, probing, queries, true, target, refine_factor, own=None, n_threads=1):
     """Fewest probes that reach a mean recall with 95 % confidence, and that recall.
 
     Where codes cannot reach it, the fewest probes that find what can be found.
@@ -35,11 +35,12 @@ def choose_probes(file, queries, true, target, refine_factor, own=None, n_thread
     Parameters
     ----------
     file : InvertedFile
+    probing : FixedProbes or Reaches
     queries : (n_queries, n_features) float32 or float64, as the metric sees them
     true : (n_queries, k) row numbers of their true neighbours
     own : (n_queries,) row numbers of the queries themselves, None for queries from elsewhere
     """
-    covered = _covering_probes(file, queries, true, n_threads)
+    covered = _covering_probes(file, probing, queries, true, n_threads)
     n_lists = len(file.centers)
     n_probes, recall = _fewest(lambda n: (covered <= n).mean(axis=1), target, 1, n_lists, patient=True)
     if file.codebooks is None:  # exact within the lists: found is what they hold
@@ -47,21 +48,21 @@ def choose_probes(file, queries, true, target, refine_factor, own=None, n_thread
     k = true.shape[1] + (own is not None)
 
     def recall_of_codes(n_probes):
-        keys, found = file.search(queries, k, file.probes(n_probes), refine_factor, n_threads=n_threads)
+        keys, found = file.search(queries, k, probing.probes(n_probes), refine_factor, n_threads=n_threads)
         found = found if own is None else without_self(keys, found, own)[1]
         return np.array([np.isin(t, f).mean() for t, f in zip(true, found)])
 
     return _fewest(recall_of_codes, target, n_probes, n_lists)
 
 
-def _covering_probes(file, queries, true, n_threads):
+def _covering_probes(file, probing, queries, true, n_threads):
     """How many lists must be probed to find each true neighbour, (n_queries, k)."""
     covered = np.empty(true.shape, dtype=np.int64)
     for block in row_blocks(len(queries), 4 * len(file.centers)):
         keys, order = file.planes(n_threads)[0].ranked(queries[block], n_threads)
         lists_of_true = file.lists.list_of(file.lists.positions[true[block]])
         places = np.take_along_axis(np.argsort(order, axis=1), lists_of_true, axis=1)
-        covered[block] = places + 1 if file.reaches is None else file.reaches.covering(keys, places)
+        covered[block] = probing.covering(keys, places)
     return covered
 
 

@@ -37,8 +37,23 @@ class Probes(NamedTuple):
         return keys <= np.maximum(limits, nearest)[:, None]
 
 
+class FixedProbes:
+    """As many lists for each query."""
+
+    def __init__(self, n_lists):
+        self.n_lists = n_lists
+
+    def probes(self, n_probes):
+        """Of so many lists."""
+        return Probes(min(n_probes, self.n_lists))
+
+    def covering(self, keys, places):
+        """Fewest lists with which each query probes those at such places, as ``Reaches.covering``."""
+        return places + 1
+
+
 class Reaches:
-    """The reach for each mean number of lists.
+    """Adaptive probes: the reach for each mean number of lists.
 
     Parameters
     ----------
