@@ -37,6 +37,8 @@ COMMON_CONSTRAINTS = {  # of the parameters that every estimator has
 
 def check_sample_weight(sample_weight, X):
     """Weights (n_samples,) float64: ones for None, else finite, not negative, not all zero."""
+    if sample_weight is None:
+        return np.ones(X.shape[0])
     weights = _check_sample_weight(sample_weight, X, dtype="float64")
     if weights.min() < 0:
         raise ValueError(f"sample_weight must not be negative, got a weight of {weights.min()}.")

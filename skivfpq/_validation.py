@@ -32,22 +32,28 @@ def validate_rows(estimator, X, *, reset=False, accept_sparse=False, keep_small=
     float32 and float64 stay; float16 and 8- or 16-bit integers become float32, everything else
     float64. ``keep_small`` leaves float16 and 8-bit integers as they are. CSR stays CSR.
     """
-    if not reset and _is_valid(estimator, X):
+    if type(X) is np.ndarray and X.ndim == 2 and X.dtype.char in "fd":
+        X = np.ascontiguousarray(X)
+    if _is_valid(estimator, X, reset):
+        if reset:
+            estimator.n_features_in_ = X.shape[1]
         return X
     sparse_format = "csr" if accept_sparse else False
     X = validate_data(estimator, X, reset=reset, accept_sparse=sparse_format, dtype="numeric", order="C")
     return _finish_rows(X, type(estimator).__name__, keep_small)
 
 
-def _is_valid(estimator, X):
+def _is_valid(estimator, X, reset):
     """Whether X is such rows already, seen at a glance: scikit-learn's checks take longer than a search."""
     if not (_kernels.NATIVE and type(X) is np.ndarray and X.ndim == 2 and X.dtype.char in "fd"):
         return False
-    if not (X.flags.c_contiguous and X.flags.aligned and X.dtype.isnative and X.shape[0] > 0):
+    if not (X.flags.c_contiguous and X.flags.aligned and X.dtype.isnative and X.size > 0):
         return False
-    if X.shape[1] != getattr(estimator, "n_features_in_", None) or hasattr(estimator, "feature_names_in_"):
+    if hasattr(estimator, "feature_names_in_"):
         return False
-    return _kernels.native.all_finite(X) and (X.dtype.char == "f" or np.abs(X).max() <= LARGEST)
+    if not reset and X.shape[1] != getattr(estimator, "n_features_in_", None):
+        return False
+    return _kernels.native.all_within(X, LARGEST)
 
 
 def validate_other_rows(X, name, *, keep_small=False):

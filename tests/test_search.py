@@ -700,13 +700,16 @@ def test_wrong_queries_are_refused_as_by_scikit_learn(dtype, spoil, message, rng
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_all_finite_sees_every_place(dtype, value):
-    X = np.full((3, 5), np.finfo(dtype).max, dtype=dtype)
-    assert native.all_finite(X)
+def test_all_within_sees_every_place(dtype, value):
+    largest = float(np.finfo(dtype).max)
+    X = np.full((3, 5), largest, dtype=dtype)
+    X[::2] *= -1
+    assert native.all_within(X, largest)
+    assert native.all_within(X, largest / 2) == (dtype == np.float32)
     for i, j in np.ndindex(X.shape):
         spoilt = X.copy()
         spoilt[i, j] = value
-        assert not native.all_finite(spoilt)
+        assert not native.all_within(spoilt, largest)
 
 
 @pytest.mark.parametrize("case", ["normal", "long rows", "integers", "zeros", "duplicates", "bytes"])

@@ -527,22 +527,41 @@ def test_moved_rows(instruction_set, dtype):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_few_moved_rows(instruction_set, dtype):
+def test_sums_follow_labels(instruction_set, dtype):
     rng = np.random.default_rng(0)
     X, weights = rng.normal(size=(300, 11)).astype(dtype), rng.random(300)
     before, labels = rng.integers(7, size=(2, 300)).astype(np.int32)
     labels[30:] = before[30:]
-    sums = rng.normal(size=(7, 11))
-    expected = sums.copy()
-    for row in np.flatnonzero(labels != before):  # in their order
-        expected[before[row]] -= weights[row] * X[row].astype(np.float64)
-        expected[labels[row]] += weights[row] * X[row].astype(np.float64)
-    assert native.move_few(X, weights, labels, before, 10.0, sums)
-    assert_array_equal(sums, expected)
+    moved = np.flatnonzero(labels != before)
+    sums, counts = rng.normal(size=(7, 11)), rng.random(7)
+
+    def followed(few):
+        result = sums.copy(), counts.copy()
+        assert native.follow_labels(X, weights, labels, before, few, 10.0, *result) == len(moved)
+        return result
+
+    by_moves = sums.copy()
+    for row in moved:  # in their order
+        by_moves[before[row]] -= weights[row] * X[row].astype(np.float64)
+        by_moves[labels[row]] += weights[row] * X[row].astype(np.float64)
+    anew = np.zeros((7, 11))
+    np.add.at(anew, labels, weights[:, None] * X.astype(np.float64))
+    weighed = np.bincount(labels, weights, minlength=7)
+    for few, expected in [(len(moved), by_moves), (len(moved) - 1, anew), (-1, anew)]:
+        assert_array_equal(followed(few)[0], expected)
+        assert_array_equal(followed(few)[1], weighed)
     X[100] = 1e6  # which does not move
-    assert native.move_few(X, weights, labels, before, 10.0, sums)
+    assert_array_equal(followed(300)[0], by_moves)
     labels[100] = 6 - before[100] if before[100] != 3 else 0
-    assert not native.move_few(X, weights, labels, before, 10.0, sums)
+    moved = np.flatnonzero(labels != before)
+    anew[before[100]] = anew[labels[100]] = 0
+    for row in np.flatnonzero((labels == before[100]) | (labels == labels[100])):
+        anew[labels[row]] += weights[row] * X[row].astype(np.float64)
+    assert_array_equal(followed(300)[0], anew)
+    labels[:] = before
+    moved = []
+    assert_array_equal(followed(0)[0], sums)
+    assert_array_equal(followed(0)[1], counts)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -137,10 +137,12 @@ def may_gather(X, sums):
     return X.shape[1] >= 16 or sums.nbytes > CACHED or not runs_native(X)
 
 
-def move_few(X, weights, labels, before, limit, sums, counts):
-    """Sums and counts after few labels have changed; False where the sums are to be made anew."""
-    counts[:] = np.bincount(labels, weights, minlength=len(counts))
-    return _kernels.native.move_few(X, weights, labels, before, limit, sums)
+def follow_labels(X, weights, labels, before, few, limit, sums, counts):
+    """Sums and counts after some labels have changed, where a walk is short; returns how many have.
+
+    By the rows that moved if those are at most few and none is beyond the limit, else by all.
+    """
+    return _kernels.native.follow_labels(X, weights, labels, before, few, limit, sums, counts)
 
 
 def add_rows(X, weights, labels, sums, counts, n_threads):

@@ -11,11 +11,10 @@ import numpy as np
 
 from skivfpq._algorithms.blocks import (
     FEW,
-    add_rows,
     cluster_sums,
     evenly,
+    follow_labels,
     may_gather,
-    move_few,
     row_sq_distances,
     runs_native,
     update_sums,
@@ -72,10 +71,7 @@ class MemoryStep:
         else:
             self.labels = before.copy()
             self._measured = self.search(centers, self.labels, self._sq_distances)
-        moved = self.labels != before
-        n_changed = np.count_nonzero(moved)
-        if n_changed or not self._summed:
-            self._add_up(moved, n_changed, before)
+        n_changed = self._follow(before)
         return Moments(
             self.sums[: len(centers)],
             self.counts[: len(centers)],
@@ -84,14 +80,25 @@ class MemoryStep:
             farthest=self.farthest,
         )
 
-    def _add_up(self, moved, n_changed, before):
+    def _follow(self, before):
+        """Bring sums and counts from the labels before to those of now; returns how many have changed."""
+        if walk_is_short(self.X, self.sums):
+            few = int(FEW * len(before)) if self._summed else -1
+            n_changed = follow_labels(
+                self.X, self.weights, self.labels, before, few, self._limit(), self.sums, self.counts
+            )
+        else:
+            moved = self.labels != before
+            n_changed = np.count_nonzero(moved)
+            if n_changed or not self._summed:
+                self._add_up(moved, before)
+        self._summed = True
+        return n_changed
+
+    def _add_up(self, moved, before):
         """Sums and counts, anew only for the clusters that won or lost rows."""
         arguments = self.sums, self.counts, self.n_threads
-        if walk_is_short(self.X, self.sums):
-            few = self._summed and n_changed <= FEW * len(moved)
-            if not (few and self._move_few(before)):
-                add_rows(self.X, self.weights, self.labels, *arguments)
-        elif self._summed and may_gather(self.X, self.sums) and runs_native(self.X):
+        if self._summed and may_gather(self.X, self.sums) and runs_native(self.X):
             update_sums(self.X, self.weights, self.labels, before, self._limit(), *arguments)
         else:
             some = self._summed and may_gather(self.X, self.sums)
@@ -99,17 +106,13 @@ class MemoryStep:
             if some:
                 changed[self.labels[moved]] = changed[before[moved]] = True
             cluster_sums(self.X, self.weights, self.labels, changed, *arguments)
-        self._summed = True
-
-    def _move_few(self, before):
-        return move_few(self.X, self.weights, self.labels, before, self._limit(), self.sums, self.counts)
 
     def _limit(self):
         """Weighted values up to this are like most; a sum that they leave keeps its digits."""
         if self._like_most is None:
             rows = evenly(len(self.X), SAMPLE)
-            largest = np.abs(self.X[rows]).max(axis=1) * self.weights[rows]
-            self._like_most = LIKE_MOST * float(np.median(largest))
+            largest = np.sort(np.abs(self.X[rows]).max(axis=1) * self.weights[rows])
+            self._like_most = LIKE_MOST * float(largest[len(largest) // 2])
         return self._like_most
 
     def sq_distances(self):
@@ -220,7 +223,7 @@ def _means(moments, centers, spherical):
     if spherical:
         lengths = np.sqrt(np.einsum("ij,ij->i", means, means))
         means = np.where((lengths > 0)[:, None], means / np.where(lengths > 0, lengths, 1)[:, None], centers)
-    return means.astype(centers.dtype)
+    return means.astype(centers.dtype, copy=False)
 
 
 def _fill_empty(moments):

@@ -176,6 +176,11 @@ static void order_by_label(const int32_t *labels, int64_t n, int64_t k, int32_t 
 CLUSTER_SUMS(cluster_sums_f32, float)
 CLUSTER_SUMS(cluster_sums_f64, double)
 
+static void add_weights(const double *weights, const int32_t *labels, int64_t n, int64_t k, double *counts) {
+    for (int64_t c = 0; c < k; c++) counts[c] = 0;
+    for (int64_t i = 0; i < n; i++) counts[labels[i]] += weights[i];
+}
+
 /* The same sums for all clusters in one walk over the rows, of some columns. */
 #define ADD_ROWS(NAME, REAL)                                                                         \
     static void NAME(const REAL *X, int64_t n, int64_t d, const double *weights, const int32_t *labels, \
@@ -186,9 +191,7 @@ CLUSTER_SUMS(cluster_sums_f64, double)
             double *restrict sum = sums + labels[i] * d, weight = weights[i];                        \
             for (int64_t j = first_column; j < last_column; j++) sum[j] += weight * (double)X[i * d + j]; \
         }                                                                                            \
-        if (first_column > 0) return;                                                                \
-        memset(counts, 0, sizeof(double) * k);                                                       \
-        for (int64_t i = 0; i < n; i++) counts[labels[i]] += weights[i];                             \
+        if (first_column == 0) add_weights(weights, labels, n, k, counts);                           \
     }
 ADD_ROWS(add_rows_f32, float)
 ADD_ROWS(add_rows_f64, double)
@@ -239,6 +242,20 @@ MOVE_ROWS(move_rows_f64, double)
 MOVE_FEW(move_few_f32, float)
 MOVE_FEW(move_few_f64, double)
 
+/* The sums after labels have changed: by the rows that moved where those are few, else by all. */
+#define FOLLOW_LABELS(NAME, REAL, MOVE, ADD)                                                         \
+    static int64_t NAME(const REAL *X, int64_t n, int64_t d, const double *weights, const int32_t *labels, \
+                        const int32_t *before, int64_t k, int64_t few, double limit, double *sums, double *counts) { \
+        int64_t n_moved = 0;                                                                         \
+        for (int64_t i = 0; i < n; i++) n_moved += labels[i] != before[i];                           \
+        if (n_moved > few || !MOVE(X, n, d, weights, labels, before, limit, sums))                   \
+            ADD(X, n, d, weights, labels, k, 0, d, sums, counts);                                    \
+        else if (n_moved) add_weights(weights, labels, n, k, counts);                                \
+        return n_moved;                                                                              \
+    }
+FOLLOW_LABELS(follow_labels_f32, float, move_few_f32, add_rows_f32)
+FOLLOW_LABELS(follow_labels_f64, double, move_few_f64, add_rows_f64)
+
 /* Scrambled bits of a value; zeros of either sign give 0. */
 static inline uint64_t mix(double value) {
     uint64_t bits;
@@ -286,6 +303,6 @@ const skivfpq_kernels LEVELLED(kernels, LEVEL) = {
     row_hashes_f32, row_hashes_f64, MULTIPLY, ORTHONORMALIZE, nearest_packed, TILE(f32), PACK_TILES(f32),
     order_by_label, &SCAN_SHAPE, PACK_ROWS, PACK_COLUMNS, CERTIFIED_NEAREST, PROJECT, EMBED, PACK_FINE, SET_CLOSEST,
     CLOSER_CANDIDATES, add_rows_f32, add_rows_f64, encode, row_sq_distances, SCORE_CANDIDATES, PANEL_CENTERS,
-    PACK_PLANE, move_rows_f32, move_rows_f64, move_few_f32, move_few_f64, SEARCH_LISTS, NEAREST_LISTS,
+    PACK_PLANE, move_rows_f32, move_rows_f64, follow_labels_f32, follow_labels_f64, SEARCH_LISTS, NEAREST_LISTS,
     QUERY_LEVELS, RANK_ROWS,
 };

@@ -92,11 +92,14 @@ typedef struct {
     void (*move_rows_f64)(const double *X, int64_t d, const double *weights, const int32_t *rows, int64_t n_moved,
                           const int32_t *events, const int32_t *bounds, const int64_t *clusters, int64_t n_clusters,
                           double limit, double *sums, uint8_t *given_up);
-    /* The same of all clusters in one walk over the labels; 0, the sums being spoilt, at a row beyond the limit. */
-    int (*move_few_f32)(const float *X, int64_t n, int64_t d, const double *weights, const int32_t *labels,
-                        const int32_t *before, double limit, double *sums);
-    int (*move_few_f64)(const double *X, int64_t n, int64_t d, const double *weights, const int32_t *labels,
-                        const int32_t *before, double limit, double *sums);
+    /* Sums (k, d) and total weights (k,) INOUT of all clusters, for labels that were before; by the rows that moved if
+     * no more than few did and none is beyond the limit, else by all rows. Returns how many moved. */
+    int64_t (*follow_labels_f32)(const float *X, int64_t n, int64_t d, const double *weights, const int32_t *labels,
+                                 const int32_t *before, int64_t k, int64_t few, double limit, double *sums,
+                                 double *counts);
+    int64_t (*follow_labels_f64)(const double *X, int64_t n, int64_t d, const double *weights, const int32_t *labels,
+                                 const int32_t *before, int64_t k, int64_t few, double limit, double *sums,
+                                 double *counts);
     /* The certified search, described in search.h. */
     int64_t (*search_lists)(const skivfpq_lists *, const skivfpq_queries *, const int32_t *, int64_t, int64_t, double *,
                             int64_t *, uint8_t *, char *);

@@ -169,10 +169,10 @@ cdef extern from "kernels.h":
                               const int32_t *, const int64_t *, int64_t, double, double *, uint8_t *) noexcept nogil
         void (*move_rows_f64)(const double *, int64_t, const double *, const int32_t *, int64_t, const int32_t *,
                               const int32_t *, const int64_t *, int64_t, double, double *, uint8_t *) noexcept nogil
-        int (*move_few_f32)(const float *, int64_t, int64_t, const double *, const int32_t *, const int32_t *,
-                            double, double *) noexcept nogil
-        int (*move_few_f64)(const double *, int64_t, int64_t, const double *, const int32_t *, const int32_t *,
-                            double, double *) noexcept nogil
+        int64_t (*follow_labels_f32)(const float *, int64_t, int64_t, const double *, const int32_t *,
+                                     const int32_t *, int64_t, int64_t, double, double *, double *) noexcept nogil
+        int64_t (*follow_labels_f64)(const double *, int64_t, int64_t, const double *, const int32_t *,
+                                     const int32_t *, int64_t, int64_t, double, double *, double *) noexcept nogil
         int64_t (*search_lists)(const skivfpq_lists *, const skivfpq_queries *, const int32_t *, int64_t, int64_t,
                                 double *, int64_t *, uint8_t *, char *) noexcept nogil
         int64_t (*nearest_lists)(const skivfpq_lists *, const skivfpq_fine_points *, const skivfpq_queries *, int64_t,
@@ -340,30 +340,29 @@ def move_rows(
                                   &clusters[0], clusters.shape[0], limit, &sums[0, 0], &given_up[0])
 
 
-def move_few(
+def follow_labels(
     const floating[:, ::1] X,        # IN (n_samples, n_features)
     const double[::1] weights,       # IN (n_samples,)
     const int32_t[::1] labels,       # IN (n_samples,)
     const int32_t[::1] before,       # IN (n_samples,)
-    double limit,                    # IN of a weighted row's values
-    double[:, ::1] sums,             # INOUT (n_clusters, n_features)
+    int64_t few,                     # rows that moved, beyond which all are added up anew
+    double limit,                    # IN of a weighted row's values, beyond which they are, too
+    double[:, ::1] sums,             # INOUT (n_clusters, n_features), of the labels before
+    double[::1] counts,              # INOUT (n_clusters,)
 ):
-    """Weighted sums of the clusters after some labels have changed; False, and spoilt sums, where a row that
-    moved is beyond the limit."""
-    cdef int64_t n = X.shape[0]
-    cdef int done
-    if (weights.shape[0] != n or labels.shape[0] != n or before.shape[0] != n or sums.shape[1] != X.shape[1]):
-        raise ValueError("move_few: shapes of X, weights, labels and sums do not fit together.")
-    if n == 0:
-        return True
+    """Weighted sums and total weights of all clusters after some labels have changed; returns how many have."""
+    cdef int64_t n = X.shape[0], n_moved
+    if (n == 0 or weights.shape[0] != n or labels.shape[0] != n or before.shape[0] != n
+            or sums.shape[1] != X.shape[1] or counts.shape[0] != sums.shape[0]):
+        raise ValueError("follow_labels: shapes of X, weights, labels, sums and counts do not fit together.")
     with nogil:
         if floating is float:
-            done = kernels.move_few_f32(&X[0, 0], n, X.shape[1], &weights[0], &labels[0], &before[0], limit,
-                                        &sums[0, 0])
+            n_moved = kernels.follow_labels_f32(&X[0, 0], n, X.shape[1], &weights[0], &labels[0], &before[0],
+                                                sums.shape[0], few, limit, &sums[0, 0], &counts[0])
         else:
-            done = kernels.move_few_f64(&X[0, 0], n, X.shape[1], &weights[0], &labels[0], &before[0], limit,
-                                        &sums[0, 0])
-    return bool(done)
+            n_moved = kernels.follow_labels_f64(&X[0, 0], n, X.shape[1], &weights[0], &labels[0], &before[0],
+                                                sums.shape[0], few, limit, &sums[0, 0], &counts[0])
+    return n_moved
 
 
 def row_hashes(
@@ -1445,18 +1444,15 @@ def rank_rows(
         kernels.rank_rows(&rows.lists, &all, &candidates[0, 0], n_candidates, k, &keys[0, 0], &positions[0, 0], scratch)
 
 
-def all_finite(const floating[:, ::1] X):
-    """Whether no value is infinite or no number: by their exponents."""
-    cdef int64_t i, n = X.shape[0] * X.shape[1]
-    cdef uint64_t found = 0
-    cdef const uint64_t *bits64
+def all_within(const floating[:, ::1] X, double largest):
+    """Whether no value is larger, or no number; all finite values of float32 are taken for smaller."""
+    cdef int64_t n = X.shape[0] * X.shape[1]
+    cdef bint result
     if n == 0:
         return True
     with nogil:
         if floating is float:
-            found = not finite_f32(&X[0, 0], n)
+            result = finite_f32(&X[0, 0], n)
         else:
-            bits64 = <const uint64_t *>&X[0, 0]
-            for i in range(n):
-                found |= (bits64[i] & 0x7FF0000000000000u) == 0x7FF0000000000000u
-    return found == 0
+            result = within(&X[0, 0], n, largest)
+    return result
