@@ -185,12 +185,12 @@ class PackedRows:
 
 
 def origin_and_scale(X):
-    """Mean of some rows (n_features,) and the power of two that brings what is left of them below one.
+    """Mean of some rows (n_features,), rounded as they are, and the power of two that scales the rest to 1.
 
     Any origin and scale serve; near the rows' own they leave the least to the kernel's later stages.
     """
     rows = X[evenly(len(X), SAMPLE)].astype(np.float64)
-    origin = rows.mean(axis=0)
+    origin = rows.mean(axis=0).astype(X.dtype).astype(np.float64)
     reach = np.abs(rows - origin).max()
     return origin, float(np.ldexp(1.0, min(1000, -int(np.frexp(reach)[1]))))
 

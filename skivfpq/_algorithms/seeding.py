@@ -287,7 +287,7 @@ class CertifiedSeeding:
         n_features, unit = self.X.shape[1], np.square(self.packed.scale)  # inf for tiny values
         sq_lengths = np.square(self.packed.lengths)
         weight, sq_length = self.weights.sum(), self.weights @ sq_lengths
-        score = (n_features + 8) * 2.0**-24 * 1.01
+        score = (n_features + 10) * 2.0**-24 * 1.01
         underflow = n_features * 2.0**-1072 * unit + 2.0**-98
         self.rounding = 3 * score * weight * sq_lengths + (score + 4e-7) * sq_length + underflow * weight
 

@@ -11,29 +11,48 @@
 #include "differences.h"
 #include "lanes.h"
 
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* The centers as the lane kernels want them: minus their mean, times a power of two that brings the
- * largest coordinate to [1/2, 1), so that no square under- or overflows. Returns that power. */
-static double shift_and_scale(const double *centers, int64_t k, int64_t d, /* IN (k, d) */
-                              double *origin, double *shifted) {           /* OUT (d,), (k, d) */
-    double sizes[8] = {0}, largest = 0;
+/* What the lane kernels take off rows and centers, the mean of some centers in float32 where that holds it, and the
+ * power of two that they multiply by, which brings the largest coordinate of the centers to [1/2, 1), so that no square
+ * under- or overflows. Any origin and scale serve. */
+#define MEANT 256 /* centers, or up to twice as many */
+
+typedef double doubles4 __attribute__((vector_size(32), aligned(8)));
+typedef int64_t mask4 __attribute__((vector_size(32)));
+
+static inline doubles4 larger(doubles4 a, doubles4 b) {
+    mask4 is_a = a > b;
+    return (doubles4)((is_a & (mask4)a) | (~is_a & (mask4)b));
+}
+
+static double origin_and_scale(const double *centers, int64_t k, int64_t d, /* IN (k, d) */
+                               double *origin) {                           /* OUT (d,) */
+    doubles4 most[4] = {{0}};
+    double largest = 0;
+    int64_t stride = k / MEANT > 1 ? k / MEANT : 1, n_meant = (k + stride - 1) / stride;
     int exponent = 0;
     for (int64_t j = 0; j < d; j++) origin[j] = 0;
-    for (int64_t i = 0; i < k; i++)
-        for (int64_t j = 0; j < d; j++) origin[j] += centers[i * d + j] * (1.0 / k);
-    for (int64_t i = 0; i < k; i++)
-        for (int64_t j = 0; j < d; j++) {
-            double size = fabs(shifted[i * d + j] = centers[i * d + j] - origin[j]);
-            sizes[j % 8] = size > sizes[j % 8] ? size : sizes[j % 8];
-        }
-    for (int i = 0; i < 8; i++) largest = fmax(largest, sizes[i]);
+    for (int64_t i = 0; i < k; i += stride)
+        for (int64_t j = 0; j < d; j++) origin[j] += centers[i * d + j] * (1.0 / n_meant);
+    for (int64_t j = 0; j < d; j++)
+        if (fabs(origin[j]) < FLT_MAX) origin[j] = (float)origin[j];
+    for (int64_t i = 0; i < k; i++) {
+        const double *center = centers + i * d;
+        int64_t j = 0;
+        for (; j + 16 <= d; j += 16)
+            for (int v = 0; v < 4; v++) {
+                doubles4 size = *(const doubles4 *)(center + j + 4 * v) - *(const doubles4 *)(origin + j + 4 * v);
+                most[v] = larger(larger(size, -size), most[v]);
+            }
+        for (; j < d; j++) largest = fmax(largest, fabs(center[j] - origin[j]));
+    }
+    for (int i = 0; i < 16; i++) largest = fmax(largest, most[i / 4][i % 4]);
     frexp(largest, &exponent);
-    double scale = ldexp(1.0, exponent < -1000 ? 1000 : -exponent);
-    for (int64_t i = 0; i < k * d; i++) shifted[i] *= scale;
-    return scale;
+    return ldexp(1.0, exponent < -1000 ? 1000 : -exponent);
 }
 
 /* The nearest center of a row by all k differences. */
@@ -49,18 +68,18 @@ static int32_t nearest_exactly(const void *X, int is_f64, int64_t row, int64_t d
 
 /* Labels of some rows: float32 scores, float64 scores for what they leave, then all k differences. */
 #define UNDECIDED_ROWS 3072 /* whole tiles */
-#define FEW_ROWS 12         /* whose differences take less time than packing the centers */
+#define FEW_ROWS 5          /* whose differences take less time than packing the centers */
 
 static int label_rows(const void *X, int is_f64, int64_t d, const double *centers, int64_t k, const double *origin,
-                      double scale, const double *shifted, const void *tiles, const double *lengths, int64_t first,
-                      int64_t last, int32_t *labels) {
+                      double scale, const void *tiles, const double *lengths, int64_t first, int64_t last,
+                      int32_t *labels) {
     int64_t rows[UNDECIDED_ROWS], left = 0; /* rows[0..left) are still undecided */
     for (int64_t i = first; i < last && k == 1; i++) labels[i] = 0;
     for (int64_t start = first; start < last && k > 1 && left >= 0; start += UNDECIDED_ROWS) {
         int64_t n = last - start < UNDECIDED_ROWS ? last - start : UNDECIDED_ROWS;
         for (left = 0; left < n; left++) rows[left] = start + left;
-        left = SCORE(f32)(X, is_f64, d, origin, scale, shifted, k, tiles, lengths, rows, left, labels);
-        left = SCORE(f64)(X, is_f64, d, origin, scale, shifted, k, NULL, NULL, rows, left, labels);
+        left = SCORE(f32)(X, is_f64, d, origin, scale, centers, k, tiles, lengths, rows, left, labels);
+        left = SCORE(f64)(X, is_f64, d, origin, scale, centers, k, NULL, NULL, rows, left, labels);
         for (int64_t r = 0; r < left; r++) labels[rows[r]] = nearest_exactly(X, is_f64, rows[r], d, centers, k);
     }
     return left < 0 ? -1 : 0;
@@ -75,13 +94,11 @@ static void row_sq_distances(const void *X, int is_f64, int64_t n, int64_t d, co
 /* Labels of rows that are not packed, by centers that are packed here. */
 static int pack_and_label(const void *X, int is_f64, int64_t n, int64_t d, const double *centers, int64_t k,
                           int32_t *labels) {
-    double *origin = malloc(sizeof(double) * d), *shifted = malloc(sizeof(double) * k * d);
-    int status = -1;
-    if (origin && shifted) {
-        double scale = shift_and_scale(centers, k, d, origin, shifted);
-        status = label_rows(X, is_f64, d, centers, k, origin, scale, shifted, NULL, NULL, 0, n, labels);
-    }
-    free(origin), free(shifted);
+    double *origin = malloc(sizeof(double) * d);
+    if (!origin) return -1;
+    double scale = origin_and_scale(centers, k, d, origin);
+    int status = label_rows(X, is_f64, d, centers, k, origin, scale, NULL, NULL, 0, n, labels);
+    free(origin);
     return status;
 }
 
@@ -137,13 +154,7 @@ static int encode(const void *X, int is_f64, int64_t n, int64_t d, int64_t n_sub
 static int nearest_packed(const void *X, int is_f64, int64_t d, const double *centers, int64_t k,
                           const double *origin, double scale, const float *tiles, const double *lengths,
                           int64_t first, int64_t last, int32_t *labels) {
-    double *shifted = malloc(sizeof(double) * k * d);
-    if (!shifted) return -1;
-    for (int64_t i = 0; i < k; i++)
-        for (int64_t j = 0; j < d; j++) shifted[i * d + j] = (centers[i * d + j] - origin[j]) * scale;
-    int status = label_rows(X, is_f64, d, centers, k, origin, scale, shifted, tiles, lengths, first, last, labels);
-    free(shifted);
-    return status;
+    return label_rows(X, is_f64, d, centers, k, origin, scale, tiles, lengths, first, last, labels);
 }
 
 /* Row numbers sorted by label, and where each label starts (k + 1). */

@@ -30,6 +30,42 @@
 typedef double DOUBLES __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
 typedef int64_t DOUBLE_MASK __attribute__((vector_size(VECTOR_BYTES), aligned(4)));
 typedef float FLOATS __attribute__((vector_size(VECTOR_BYTES / 2), aligned(4), may_alias));
+typedef float SINGLES __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
+typedef int32_t SINGLE_MASK __attribute__((vector_size(VECTOR_BYTES), aligned(4)));
+
+/* Whether float32 holds the origin and the scale, so that values of float32 are shifted with one rounding. */
+static int rounds_nothing(const double *origin, double scale, int64_t width, /* IN */
+                          float *origin32) {                                 /* OUT (width,) */
+    int nothing = scale >= 0x1p-100 && scale <= 0x1p100;
+    for (int64_t j = 0; j < width; j++) {
+        origin32[j] = (float)origin[j];
+        nothing &= (double)origin32[j] == origin[j];
+    }
+    return nothing;
+}
+
+/* FILL_LINE of lanes.inc for such; lengths are right to two roundings of float32, other sums are not rounded. */
+static double fill_line_single(const float *x, const float *origin, float scale, int64_t width, /* IN */
+                               float *line) {                                                  /* OUT */
+    enum { WIDTH = 2 * N_DOUBLES };
+    DOUBLES low = {0}, high = {0};
+    double sum = 0;
+    int64_t j = 0;
+    for (; j + WIDTH <= width; j += WIDTH) {
+        SINGLES y = (*(const SINGLES *)(x + j) - *(const SINGLES *)(origin + j)) * scale;
+        FLOATS halves[2];
+        memcpy(halves, &y, sizeof halves);
+        DOUBLES y0 = __builtin_convertvector(halves[0], DOUBLES), y1 = __builtin_convertvector(halves[1], DOUBLES);
+        low += y0 * y0, high += y1 * y1;
+        *(SINGLES *)(line + j) = (SINGLES)((SINGLE_MASK)-y & (y < 0x1p60f) & (y > -0x1p60f));
+    }
+    for (; j < width; j++) {
+        float y = (x[j] - origin[j]) * scale;
+        sum += (double)y * y, line[j] = fabsf(y) < 0x1p60f ? -y : 0;
+    }
+    for (int i = 0; i < N_DOUBLES; i++) sum += low[i] + high[i];
+    return sum;
+}
 
 #define INDICES 8 /* the number of a center in its panel takes the place of the lowest bits of its score */
 
@@ -61,7 +97,7 @@ typedef float FLOATS __attribute__((vector_size(VECTOR_BYTES / 2), aligned(4), m
 #define UNIT (FLT_EPSILON / 2)
 #define UNDERFLOW 0x1p-100 /* more than d products below the smallest normal number can add up to */
 #define NEVER 0x1p126      /* score of absent centers */
-#define OVERFLOW 0x1p60    /* rows longer than this are left to the next stage */
+#define OVERFLOW 0x1p60    /* rows longer than this are left to the next stage; fill_line_single has the same */
 #include "lanes.inc"
 #undef REAL
 #undef INT
@@ -103,7 +139,7 @@ static inline uint64_t BITS(mask_f32 mask) {
  * score |c|^2 / 2 - x.c is at most (u^2 - |x|^2) / 2. Rounding of the score is at most
  * SLACK(d) (|x|^2 + 3 |c|^2) / 2, by SCORE's bound and 2 |x| |c| <= |x|^2 + |c|^2: the row's part of it is
  * added to the LIMIT, the candidate's is taken off the score's start. */
-#define SLACK(d) (((d) + 8) * (double)(FLT_EPSILON / 2) * 1.001)
+#define SLACK(d) (((d) + 10) * (double)(FLT_EPSILON / 2) * 1.001) /* 2 are for lengths of rounded rows */
 
 float LIMIT(double sq_distance, double length, int64_t d, double scale) {
     if (sq_distance == 0) return -INFINITY;
@@ -113,8 +149,9 @@ float LIMIT(double sq_distance, double length, int64_t d, double scale) {
     return (float)(limit + fabs(limit) * FLT_EPSILON);
 }
 
-void PACK_CANDIDATES(const double *shifted, int64_t k, int64_t d, float *panels, float *starts) {
-    pack_centers_f32(shifted, k, d, panels, starts);
+void PACK_CANDIDATES(const double *candidates, int64_t k, int64_t d, const double *origin, double scale, float *panels,
+                     float *starts) {
+    pack_centers_f32(candidates, k, d, origin, scale, panels, starts);
     for (int64_t i = 0; i < k; i++) starts[i] = (float)(starts[i] * (1 - 3 * SLACK(d)));
 }
 

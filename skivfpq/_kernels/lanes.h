@@ -16,12 +16,12 @@
  * returns their number, or -1 when scratch memory is missing (n_rows < 0 is passed on). With tiles
  * that PACK_TILES made of all rows, rows must be consecutive ones from the start of a tile. */
 #define SCORE_ARGUMENTS \
-    const void *X, int is_f64, int64_t n_features, const double *origin, double scale, const double *shifted, \
+    const void *X, int is_f64, int64_t n_features, const double *origin, double scale, const double *centers, \
         int64_t n_clusters, const void *tiles, const double *lengths, int64_t *rows, int64_t n_rows, int32_t *labels
 #define DECLARE_SCORE(suffix)                                                                        \
     int64_t SCORE(suffix)(const void *X, int is_f64, int64_t n_features,  /* IN (n, d) f32 or f64 */ \
                           const double *origin, double scale,             /* IN (d,) */              \
-                          const double *shifted, int64_t n_clusters,      /* IN (k, d) */            \
+                          const double *centers, int64_t n_clusters,      /* IN (k, d) */            \
                           const void *tiles, const double *lengths,       /* IN or NULL */           \
                           int64_t *rows, int64_t n_rows,                  /* INOUT (n_rows,) */      \
                           int32_t *labels);                               /* OUT (n,) */             \
@@ -45,8 +45,9 @@ DECLARE_SCORE(f64);
 float LIMIT(double sq_distance, double length, int64_t d, double scale);
 /* Candidates of a panel. */
 int PANEL_CENTERS(void);
-void PACK_CANDIDATES(const double *shifted, int64_t k, int64_t d, /* IN (k, d) minus the origin, times the scale */
-                     float *panels, float *starts);               /* OUT (n_panels, d, PANEL_CENTERS), (n_panels, ..) */
+void PACK_CANDIDATES(const double *candidates, int64_t k, int64_t d, /* IN (k, d) */
+                     const double *origin, double scale,             /* IN (d,), of the tiles */
+                     float *panels, float *starts); /* OUT (n_panels, d, PANEL_CENTERS), (n_panels, ..) */
 /* Bit r of hits (n_tiles, n_panels * PANEL_CENTERS): whether row r of a tile may be closer to a candidate.
  * gains (n_panels * PANEL_CENTERS,): the weighted sum of how far below their limits scores are. */
 void CLOSER_ROWS(const float *tiles, int64_t n_tiles, int64_t d, const float *limits, const float *weights, /* IN */

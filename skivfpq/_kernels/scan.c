@@ -840,18 +840,15 @@ int SCORE_CANDIDATES(const skivfpq_scan *s, const float *limits, const float *we
                      int64_t part_rows, int64_t first_part, int64_t last_part, uint64_t *hits, double *gains) {
     int64_t d = s->n_features, k = s->n_columns, width = PANEL_CENTERS(), height = TILE(f32)();
     int64_t n_panels = (k + width - 1) / width, n_tiles = (n_rows + height - 1) / height;
-    double *shifted = malloc(sizeof(double) * k * d);
     float *panels = malloc(sizeof(float) * n_panels * width * (d + 1)), *starts = panels + n_panels * width * d;
-    int status = shifted && panels ? 0 : -1;
-    for (int64_t i = 0; i < k * d && status == 0; i++)
-        shifted[i] = (s->centers[i] - s->lanes.origin[i % d]) * s->lanes.scale;
-    if (status == 0) PACK_CANDIDATES(shifted, k, d, panels, starts);
+    int status = panels ? 0 : -1;
+    if (status == 0) PACK_CANDIDATES(s->centers, k, d, s->lanes.origin, s->lanes.scale, panels, starts);
     for (int64_t part = first_part; part < last_part && status == 0; part++) {
         int64_t first = part * part_rows / height, last = first + part_rows / height;
         CLOSER_ROWS(s->lanes.tiles + first * height * d, (last < n_tiles ? last : n_tiles) - first, d,
                     limits + first * height, weights + first * height, panels, starts, k,
                     hits + first * n_panels * width, gains + part * n_panels * width);
     }
-    free(shifted), free(panels);
+    free(panels);
     return status;
 }
