@@ -27,8 +27,9 @@ static int64_t query_levels(int64_t width) {
     return levels > MOST_LEVELS ? MOST_LEVELS : levels < 1 ? 1 : levels;
 }
 
-/* levels (units, 4) of values (4 units, zeros beyond the features), in units of scale; beyond +-127 of rows cut off. */
-static query_sums round_query(const double *values, int64_t units, double scale, column_level *levels) {
+/* levels (units, 4) of values (4 units, zeros beyond the features), in units of scale; beyond +-127 of rows cut off. In
+ * their order or, for panels, in that of UNIT_PLACE. */
+static query_sums round_query(const double *values, int64_t units, double scale, int in_order, column_level *levels) {
     typedef int32_t ints4 __attribute__((vector_size(16)));
     typedef int64_t masks4 __attribute__((vector_size(32)));
     const terms4 to_integer = {0x1.8p52, 0x1.8p52, 0x1.8p52, 0x1.8p52}; /* adding and subtracting it rounds */
@@ -43,7 +44,7 @@ static query_sums round_query(const double *values, int64_t units, double scale,
         terms4 rest = value - level * scale;
         ints4 whole = __builtin_convertvector(level, ints4);
         sq_errors += rest * rest, sq_lengths += value * value, sums += whole, sq_norms += whole * whole;
-        for (int i = 0; i < 4; i++) levels[j + UNIT_PLACE(i)] = (column_level)whole[i];
+        for (int i = 0; i < 4; i++) levels[j + (in_order ? i : UNIT_PLACE(i))] = (column_level)whole[i];
     }
     query_sums all = {0, 0, 0, 0};
     for (int i = 0; i < 4; i++) {
@@ -59,7 +60,7 @@ static query_sums round_query(const double *values, int64_t units, double scale,
 static void set_point(const skivfpq_lists *l, const skivfpq_points *p, const double *values, double bound, double scale,
                       double base, double reach, column_level *point, query_point *q) {
     int is_product = l->metric == BY_PRODUCT;
-    query_sums sums = round_query(values, p->units, scale, point);
+    query_sums sums = round_query(values, p->units, scale, p == l->whole, point); /* see row_score */
     double length = sqrt(sums.sq_length) * (1 + ROUNDING) + TINY;
     double error = sqrt(sums.sq_error) * (1 + ROUNDING) + 1e-15 * length + bound + TINY;
     q->metric = l->metric, q->is_linear = is_product, q->sum = (int32_t)sums.sum;
@@ -137,7 +138,7 @@ static void score_all(const skivfpq_lists *l, int64_t first_block, int64_t n_blo
     }
 }
 
-/* The score of a row of points that stand row by row. */
+/* The score of a row of points that stand row by row; the query's are in their order. */
 static inline int32_t row_score(const skivfpq_points *p, int64_t row, const column_level *point, int32_t sum) {
     const uint8_t *codes = p->codes + row * p->units * 4;
     int64_t width = 4 * p->units, j = 0;
@@ -153,17 +154,15 @@ static inline int32_t row_score(const skivfpq_points *p, int64_t row, const colu
 #elif defined(__AVX2__) && MOST_LEVELS == 2
     __m256i sums = _mm256_setzero_si256();
     for (; j + 16 <= width; j += 16) {
-        __m256i levels = _mm256_loadu_si256((const __m256i_u *)(point + j)); /* back in order: see UNIT_PLACE */
-        levels = _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(levels, 0xD8), 0xD8);
         __m256i row16 = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i_u *)(codes + j)));
-        sums = _mm256_add_epi32(sums, _mm256_madd_epi16(row16, levels));
+        sums = _mm256_add_epi32(sums, _mm256_madd_epi16(row16, *(const __m256i_u *)(point + j)));
     }
     __m128i four = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
     four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4E)), four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0xB1));
     score += _mm_cvtsi128_si32(four);
 #endif
     for (; j < width; j += 4)
-        for (int i = 0; i < 4; i++) score += codes[j + i] * point[j + UNIT_PLACE(i)];
+        for (int i = 0; i < 4; i++) score += codes[j + i] * point[j + i];
     return score;
 }
 

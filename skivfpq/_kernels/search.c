@@ -20,7 +20,7 @@ typedef struct {
     waiting_row *waiting; /* (n_queries, capacity) */
     found_row *found;    /* (n_queries, k) */
     column_level *points; /* (n_queries, 4 units) b, which are scanned */
-    column_level *wholes; /* (n_queries, 4 units of whole) the same by all features, points where there are no heads */
+    column_level *wholes; /* (n_queries, 4 units of whole) the same by all features, in order; points where there are no heads */
     int by_rows;           /* whether rows that have heads are scanned by all features, row by row */
     uint8_t *last_rows;    /* (16, 4 units of whole) those where the array ends */
     const uint8_t *ahead, *ahead_stop; /* points of the list to come, those not fetched yet */
@@ -201,6 +201,7 @@ static void scan_heads(search *s, int64_t list, const int32_t *queries, int n) {
     int32_t out[COLUMNS][BLOCK] __attribute__((aligned(64)));
     int32_t starts[COLUMNS];
     uint16_t hits[HITS] = {0};
+    const int is_far = s->rank.queries->n == 1 || s->starts[list + 1] - s->starts[list] <= FEW_QUERIES;
     for (int c = 0; c < COLUMNS; c++) {
         const query_point *head = &s->states[queries[c < n ? c : 0]].head;
         starts[c] = c < n ? -128 * head->sum - head->threshold : INT32_MIN / 2;
@@ -210,11 +211,11 @@ static void scan_heads(search *s, int64_t list, const int32_t *queries, int n) {
         if (!score_block(p->codes + b * p->units * 64, s->panel, starts, p->units, n, p->terms + b * BLOCK, NULL, out, hits))
             continue;
         for (int c = 0; c < n; c++) {
-            if (s->n_near + BLOCK > NEAR) look_closer(s, n <= FEW_QUERIES);
+            if (s->n_near + BLOCK > NEAR) look_closer(s, is_far);
             add_near(s, queries[c], l->offsets[list] + (b - l->blocks[list]) * BLOCK, hits[c]);
         }
     }
-    look_closer(s, n <= FEW_QUERIES);
+    look_closer(s, is_far);
 }
 
 /* Some queries of a list, whose points are in the panel, against all its rows; queries: their numbers. */
