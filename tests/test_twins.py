@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.testing import assert_allclose, assert_array_equal
 
 from skivfpq import _kernels
-from skivfpq._algorithms import blocks, planes
+from skivfpq._algorithms import blocks, planes, seeding
 from skivfpq._kernels import reference, row_norms
 
 native = _kernels.native
@@ -564,20 +564,44 @@ def test_sums_follow_labels(instruction_set, dtype):
     assert_array_equal(followed(0)[1], counts)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_centers_far_beyond_the_rows_that_set_the_scale(instruction_set, monkeypatch, dtype):
+    """Rows and centers about 2^60 times as long as most, where tiles leave rows out."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(600, 5)).astype(dtype)
+    far = np.setdiff1d(np.arange(600), np.arange(600)[blocks.evenly(600, blocks.SAMPLE)])[::25]
+    X[far, 0] = rng.choice([-1, 1], len(far)) * 2.0 ** rng.uniform(61, 65, len(far))
+    packed = blocks.PackedRows(X, 1)
+    for chosen in (far, *far.reshape(-1, 2), *far.reshape(-1, 3)):
+        centers = X[chosen].astype(np.float64)
+        labels = np.full(len(X), -1, dtype=np.int32)
+        packed.nearest_centers(centers, labels)
+        sq_distances = np.square(X[:, None].astype(np.float64) - centers).sum(axis=2)
+        assert_array_equal(labels, sq_distances.argmin(axis=1))
+    chosen = [seeding.kmeans_plusplus(X, 8, np.ones(600), np.random.default_rng(i)) for i in range(10)]
+    monkeypatch.setattr(seeding, "runs_native", lambda X: False)
+    for i in range(10):
+        expected = seeding.kmeans_plusplus(X, 8, np.ones(600), np.random.default_rng(i))
+        for ours, plain in zip(chosen[i], expected):
+            assert_array_equal(ours, plain)
+
+
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_tiles_and_what_is_nearest_by_them(instruction_set, case, dtype):
-    if case == "beyond float32" and dtype == np.float32:
+@pytest.mark.parametrize("origin_dtype", [np.float32, np.float64])
+def test_tiles_and_what_is_nearest_by_them(instruction_set, case, dtype, origin_dtype):
+    if "beyond float32" in case and np.float32 in (dtype, origin_dtype):
         pytest.skip("not finite")
     X = awkward(case, (130, 20), dtype)
     height = native.tile_rows()
-    origin, scale = X.mean(axis=0, dtype=np.float64), 0.25
+    rounded, scale = X.mean(axis=0, dtype=np.float64).astype(origin_dtype), 0.25
+    origin = rounded.astype(np.float64)
     shape = (-(-len(X) // height), 20, height)
     tiles, lengths = np.full(shape, UNTOUCHED, np.float32), np.full(len(X), np.nan)
     cut = 2 * height
     native.pack_tiles(X, origin, scale, 0, cut, tiles, lengths)
     native.pack_tiles(X, origin, scale, cut, len(X), tiles, lengths)
-    shifted = (X - origin) * scale
+    shifted = ((X - rounded) * scale).astype(np.float64)  # in float32 where both are
     expected = np.empty((shape[0] * height, 20), dtype=np.float32)
     expected[: len(X)] = -np.where(np.abs(shifted) < 2.0**60, shifted, 0)
     expected[len(X) :] = expected[len(X) - 1]
