@@ -432,9 +432,12 @@ def test_a_trial_tells_whether_the_bound_serves(case, promising):
         X = rng.normal(size=(6000, 64)) + 1e4 * rng.choice([-1, 1], size=(6000, 1)) * rng.normal(size=64)
     centers = X[rng.choice(6000, 1024, replace=False)]
     labels, _ = blocks.nearest_centers(X, centers)
-    search = planes.NearestCenters(X, 1024, n_threads=1)
-    seconds = search._trial(planes.all_features(X), centers, labels)
-    assert (seconds < planes.PROMISING * search._seconds_of_lanes(centers)) == promising
+    judged = []
+    for _ in range(5):  # a clock may be interrupted
+        search = planes.NearestCenters(X, 1024, n_threads=1)
+        seconds = search._trial(planes.all_features(X), centers, labels)
+        judged.append(seconds < planes.PROMISING * search._seconds_of_lanes(centers))
+    assert (sum(judged) > 2) == promising
 
 
 def test_a_start_forgets_the_bounds_of_the_one_before(monkeypatch):
