@@ -32,9 +32,10 @@ def validate_rows(estimator, X, *, reset=False, accept_sparse=False, keep_small=
     float32 and float64 stay; float16 and 8- or 16-bit integers become float32, everything else
     float64. ``keep_small`` leaves float16 and 8-bit integers as they are. CSR stays CSR.
     """
-    if type(X) is np.ndarray and X.ndim == 2 and X.dtype.char in "fd":
+    is_plain = type(X) is np.ndarray and X.ndim == 2 and X.dtype.char in "fd"
+    if is_plain:
         X = np.ascontiguousarray(X)
-    if _is_valid(estimator, X, reset):
+    if is_plain and _is_valid(estimator, X, reset):
         if reset:
             estimator.n_features_in_ = X.shape[1]
         return X
@@ -44,10 +45,8 @@ def validate_rows(estimator, X, *, reset=False, accept_sparse=False, keep_small=
 
 
 def _is_valid(estimator, X, reset):
-    """Whether X is such rows already, seen at a glance: scikit-learn's checks take longer than a search."""
-    if not (_kernels.NATIVE and type(X) is np.ndarray and X.ndim == 2 and X.dtype.char in "fd"):
-        return False
-    if not (X.flags.c_contiguous and X.flags.aligned and X.dtype.isnative and X.size > 0):
+    """Whether a plain X is such rows, seen at a glance: scikit-learn's checks take longer than a search."""
+    if not (_kernels.NATIVE and X.flags.aligned and X.dtype.isnative and X.size > 0):
         return False
     if hasattr(estimator, "feature_names_in_"):
         return False

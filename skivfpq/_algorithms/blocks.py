@@ -137,14 +137,6 @@ def may_gather(X, sums):
     return X.shape[1] >= 16 or sums.nbytes > CACHED or not runs_native(X)
 
 
-def follow_labels(X, weights, labels, before, few, limit, sums, counts):
-    """Sums and counts after some labels have changed, where a walk is short; returns how many have.
-
-    By the rows that moved if those are at most few and none is beyond the limit, else by all.
-    """
-    return _kernels.native.follow_labels(X, weights, labels, before, few, limit, sums, counts)
-
-
 def add_rows(X, weights, labels, sums, counts, n_threads):
     """Of all clusters in one walk over the rows, threads take columns."""
     n_tasks = n_threads if X.size / 2 >= HANDING_NS else 1

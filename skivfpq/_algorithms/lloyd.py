@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from skivfpq import _kernels
 from skivfpq._algorithms.blocks import (
     FEW,
     cluster_sums,
     evenly,
-    follow_labels,
     may_gather,
     row_sq_distances,
     runs_native,
@@ -84,7 +84,7 @@ class MemoryStep:
         """Bring sums and counts from the labels before to those of now; returns how many have changed."""
         if walk_is_short(self.X, self.sums):
             few = int(FEW * len(before)) if self._summed else -1
-            n_changed = follow_labels(
+            n_changed = _kernels.native.follow_labels(
                 self.X, self.weights, self.labels, before, few, self._limit(), self.sums, self.counts
             )
         else:

@@ -21,17 +21,15 @@
  * under- or overflows. Any origin and scale serve. */
 #define MEANT 256 /* centers, or up to twice as many */
 
-typedef double doubles4 __attribute__((vector_size(32), aligned(8)));
-typedef int64_t mask4 __attribute__((vector_size(32)));
-
-static inline doubles4 larger(doubles4 a, doubles4 b) {
+static inline terms4 larger(terms4 a, terms4 b) {
+    typedef int64_t mask4 __attribute__((vector_size(32)));
     mask4 is_a = a > b;
-    return (doubles4)((is_a & (mask4)a) | (~is_a & (mask4)b));
+    return (terms4)((is_a & (mask4)a) | (~is_a & (mask4)b));
 }
 
 static double origin_and_scale(const double *centers, int64_t k, int64_t d, /* IN (k, d) */
                                double *origin) {                           /* OUT (d,) */
-    doubles4 most[4] = {{0}};
+    terms4 most[4] = {{0}};
     double largest = 0;
     int64_t stride = k / MEANT > 1 ? k / MEANT : 1, n_meant = (k + stride - 1) / stride;
     int exponent = 0;
@@ -45,7 +43,7 @@ static double origin_and_scale(const double *centers, int64_t k, int64_t d, /* I
         int64_t j = 0;
         for (; j + 16 <= d; j += 16)
             for (int v = 0; v < 4; v++) {
-                doubles4 size = *(const doubles4 *)(center + j + 4 * v) - *(const doubles4 *)(origin + j + 4 * v);
+                terms4 size = FOUR_F64(center + j + 4 * v) - FOUR_F64(origin + j + 4 * v);
                 most[v] = larger(larger(size, -size), most[v]);
             }
         for (; j < d; j++) largest = fmax(largest, fabs(center[j] - origin[j]));
@@ -66,13 +64,14 @@ static int32_t nearest_exactly(const void *X, int is_f64, int64_t row, int64_t d
     return label;
 }
 
-/* Labels of some rows: float32 scores, float64 scores for what they leave, then all k differences. */
+/* Labels of some rows, which may have been packed once: float32 scores, float64 scores for what they leave, then
+ * all k differences. */
 #define UNDECIDED_ROWS 3072 /* whole tiles */
 #define FEW_ROWS 5          /* whose differences take less time than packing the centers */
 
-static int label_rows(const void *X, int is_f64, int64_t d, const double *centers, int64_t k, const double *origin,
-                      double scale, const void *tiles, const double *lengths, int64_t first, int64_t last,
-                      int32_t *labels) {
+static int nearest_packed(const void *X, int is_f64, int64_t d, const double *centers, int64_t k, const double *origin,
+                          double scale, const float *tiles, const double *lengths, int64_t first, int64_t last,
+                          int32_t *labels) {
     int64_t rows[UNDECIDED_ROWS], left = 0; /* rows[0..left) are still undecided */
     for (int64_t i = first; i < last && k == 1; i++) labels[i] = 0;
     for (int64_t start = first; start < last && k > 1 && left >= 0; start += UNDECIDED_ROWS) {
@@ -97,7 +96,7 @@ static int pack_and_label(const void *X, int is_f64, int64_t n, int64_t d, const
     double *origin = malloc(sizeof(double) * d);
     if (!origin) return -1;
     double scale = origin_and_scale(centers, k, d, origin);
-    int status = label_rows(X, is_f64, d, centers, k, origin, scale, NULL, NULL, 0, n, labels);
+    int status = nearest_packed(X, is_f64, d, centers, k, origin, scale, NULL, NULL, 0, n, labels);
     free(origin);
     return status;
 }
@@ -148,13 +147,6 @@ static int encode(const void *X, int is_f64, int64_t n, int64_t d, int64_t n_sub
     }
     free(part), free(labels);
     return status;
-}
-
-/* Labels from rows that were packed once. */
-static int nearest_packed(const void *X, int is_f64, int64_t d, const double *centers, int64_t k,
-                          const double *origin, double scale, const float *tiles, const double *lengths,
-                          int64_t first, int64_t last, int32_t *labels) {
-    return label_rows(X, is_f64, d, centers, k, origin, scale, tiles, lengths, first, last, labels);
 }
 
 /* Row numbers sorted by label, and where each label starts (k + 1). */

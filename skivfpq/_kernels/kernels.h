@@ -40,7 +40,7 @@ typedef struct {
     /* Described in lanes.h. */
     void (*multiply)(const float *V, int64_t n, int64_t d, const float *axes, int64_t width, float *out);
     void (*orthonormalize)(double *Q, int64_t m, int64_t d);
-    /* Nearest centers from rows that pack_tiles transposed once, first a multiple of tile_rows(). */
+    /* Nearest centers from rows that pack_tiles transposed once, first a multiple of tile_rows(), or NULL, NULL. */
     int (*nearest_packed)(const void *X, int is_f64, int64_t d, const double *centers, int64_t k, const double *origin,
                           double scale, const float *tiles, const double *lengths, int64_t first, int64_t last,
                           int32_t *labels);

@@ -45,9 +45,10 @@ static int rounds_nothing(const double *origin, double scale, int64_t width, /* 
 }
 
 /* FILL_LINE of lanes.inc for such; lengths are right to two roundings of float32, other sums are not rounded. */
-static double fill_line_single(const float *x, const float *origin, float scale, int64_t width, /* IN */
-                               float *line) {                                                  /* OUT */
+static double fill_line_single(const float *x, const float *origin, float scale, int64_t width, double too_large, /* IN */
+                               float *line) {                                                                    /* OUT */
     enum { WIDTH = 2 * N_DOUBLES };
+    const float most = (float)too_large;
     DOUBLES low = {0}, high = {0};
     double sum = 0;
     int64_t j = 0;
@@ -57,11 +58,11 @@ static double fill_line_single(const float *x, const float *origin, float scale,
         memcpy(halves, &y, sizeof halves);
         DOUBLES y0 = __builtin_convertvector(halves[0], DOUBLES), y1 = __builtin_convertvector(halves[1], DOUBLES);
         low += y0 * y0, high += y1 * y1;
-        *(SINGLES *)(line + j) = (SINGLES)((SINGLE_MASK)-y & (y < 0x1p60f) & (y > -0x1p60f));
+        *(SINGLES *)(line + j) = (SINGLES)((SINGLE_MASK)-y & (y < most) & (y > -most));
     }
     for (; j < width; j++) {
         float y = (x[j] - origin[j]) * scale;
-        sum += (double)y * y, line[j] = fabsf(y) < 0x1p60f ? -y : 0;
+        sum += (double)y * y, line[j] = fabsf(y) < most ? -y : 0;
     }
     for (int i = 0; i < N_DOUBLES; i++) sum += low[i] + high[i];
     return sum;
@@ -97,7 +98,7 @@ static double fill_line_single(const float *x, const float *origin, float scale,
 #define UNIT (FLT_EPSILON / 2)
 #define UNDERFLOW 0x1p-100 /* more than d products below the smallest normal number can add up to */
 #define NEVER 0x1p126      /* score of absent centers */
-#define OVERFLOW 0x1p60    /* rows longer than this are left to the next stage; fill_line_single has the same */
+#define OVERFLOW 0x1p60    /* rows longer than this are left to the next stage */
 #include "lanes.inc"
 #undef REAL
 #undef INT
