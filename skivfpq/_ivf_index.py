@@ -1,6 +1,7 @@
 """Nearest neighbours by inverted lists, as a scikit-learn transformer."""
 
 import warnings
+from dataclasses import dataclass
 from numbers import Integral, Real
 
 import numpy as np
@@ -11,13 +12,14 @@ from sklearn.utils.validation import check_is_fitted
 
 from skivfpq._algorithms.assignment import nearest_labels
 from skivfpq._algorithms.blocks import as_float_rows, effective_n_jobs, evenly
+from skivfpq._algorithms.groups import Groups, two_level_centers
 from skivfpq._algorithms.inverted_lists import InvertedLists
 from skivfpq._algorithms.ivf import InvertedFile, without_self
 from skivfpq._algorithms.list_codes import Coding
 from skivfpq._algorithms.list_planes import FEW_QUERIES
 from skivfpq._algorithms.probes import choose_probes, hold_out, true_neighbors
 from skivfpq._algorithms.probing import MEASURED, MEASURED_KEYS
-from skivfpq._algorithms.search import Metric
+from skivfpq._algorithms.search import Metric, nearness
 from skivfpq._algorithms.seeding import too_few_distinct_rows
 from skivfpq._kmeans import LloydKMeans
 from skivfpq._metrics import METRICS, neighbors_recall
@@ -44,6 +46,7 @@ from skivfpq._validation import (
 ROWS_PER_LIST = 16  # least mean length of a list for n_lists="auto"
 TRAINING_ROWS_PER_LIST = 128  # for the default coarse quantizer; all rows scan a few percent less
 TRAINING_ITERATIONS = 10
+FINAL_ITERATIONS = 2  # over all lists, after they were trained by two levels
 MOST_TRUE_NEIGHBORS = 1_000_000  # of all rows that recall is measured with, for large n_neighbors
 
 
@@ -54,6 +57,19 @@ def _has_vectors(index):
         "score compares with exact search, which needs the vectors: they are kept without a fine_quantizer "
         "or with refine_factor set (1 keeps them and re-ranks without extra candidates)."
     )
+
+
+@dataclass(frozen=True)
+class TwoLevels:
+    """As ``init`` of LloydKMeans: clusters of groups of the rows."""
+
+    n_groups: int
+    n_jobs: int | None
+
+    def __call__(self, X, n_clusters, random_state):
+        """Centers (n_clusters, n_features)."""
+        rng, n_threads = as_generator(random_state), effective_n_jobs(self.n_jobs)
+        return two_level_centers(X, n_clusters, self.n_groups, rng, n_threads)
 
 
 class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -86,6 +102,11 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         Any estimator with ``n_clusters``, ``fit`` and ``cluster_centers_``; a clone is fitted with its
         ``n_clusters`` overwritten by the number of lists. None is :class:`LloydKMeans` with one random
         start and 10 iterations on up to 128 rows for each list.
+    n_groups : int, "auto" or None, default=None
+        Two levels of lists, worth it from some thousand of them on: lists are clustered in so many groups
+        ("auto" is ``2 * sqrt(n_lists)``), and a query looks for the lists that it probes in the nearest
+        groups alone, which hold 98 % of them on average. The default coarse quantizer is trained by two
+        levels too, in less time. None looks at all lists, also where it is set after fit.
     fine_quantizer : ProductQuantizer or None, default=None
         None keeps the vectors (IVF-Flat). A :class:`ProductQuantizer` keeps its codes (IVF-PQ); a
         clone is fitted.
@@ -168,6 +189,7 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         "target_recall": [Interval(Real, 0, 1, closed="right")],
         "metric": [StrOptions(set(METRICS))],
         "coarse_quantizer": [None, HasMethods(["fit", "get_params", "set_params"])],
+        "n_groups": [None, StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "fine_quantizer": [None, ProductQuantizer],
         "by_residual": ["boolean"],
         "refine_factor": [None, Interval(Real, 1, None, closed="left")],
@@ -186,6 +208,7 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         probing="fixed",
         metric="euclidean",
         coarse_quantizer=None,
+        n_groups=None,
         fine_quantizer=None,
         by_residual=True,
         refine_factor=None,
@@ -202,6 +225,7 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         self.probing = probing
         self.metric = metric
         self.coarse_quantizer = coarse_quantizer
+        self.n_groups = n_groups
         self.fine_quantizer = fine_quantizer
         self.by_residual = by_residual
         self.refine_factor = refine_factor
@@ -254,7 +278,8 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         coarse_quantizer, labels = self._fit_coarse(metric, X, training, n_lists, rng)
         centers = np.ascontiguousarray(coarse_quantizer.cluster_centers_, dtype=np.float64)
         fine_quantizer = self._fit_fine(metric, X, training, centers, labels, rng)
-        file = self._empty_file(metric, centers, fine_quantizer, X.dtype)
+        groups = self._group(metric, X, training, centers, rng)
+        file = self._empty_file(metric, centers, fine_quantizer, X.dtype, groups)
         file = self._append(file, X, labels)
         if self.probing == "adaptive":
             n_measured = min(MEASURED, max(1, MEASURED_KEYS // len(centers)))
@@ -309,7 +334,11 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     def _coarse_quantizer(self, n_lists, seed):
         """The unfitted coarse quantizer."""
         if self.coarse_quantizer is None:
-            quantizer = LloydKMeans(init="random", n_init=1, max_iter=TRAINING_ITERATIONS, n_jobs=self.n_jobs)
+            n_groups = self._resolve_n_groups(n_lists)
+            how = {"init": "random", "max_iter": TRAINING_ITERATIONS}
+            if n_groups > 1:
+                how = {"init": TwoLevels(n_groups, self.n_jobs), "max_iter": FINAL_ITERATIONS}
+            quantizer = LloydKMeans(**how, n_init=1, n_jobs=self.n_jobs)
         else:
             quantizer = clone(self.coarse_quantizer)
         params = quantizer.get_params()
@@ -345,7 +374,23 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         self._report(f"{quantizer.n_subspaces_} codebooks trained on {len(rows)} rows.")
         return quantizer
 
-    def _empty_file(self, metric, centers, fine_quantizer, dtype):
+    def _resolve_n_groups(self, n_lists):
+        """Number of groups of the lists, 1 for none."""
+        n_groups = {None: 1, "auto": int(2 * np.sqrt(n_lists))}.get(self.n_groups, self.n_groups)
+        return min(int(n_groups), n_lists)
+
+    def _group(self, metric, X, training, centers, rng):
+        """Groups of the lists, measured by some of the rows, or None."""
+        n_groups = self._resolve_n_groups(len(centers))
+        if n_groups == 1:
+            return None
+        some = training[evenly(len(training), min(MEASURED, max(1, MEASURED_KEYS // len(centers))))]
+        queries = metric.rows(as_float_rows(X[some]))
+        groups = Groups.of(nearness(metric), centers, n_groups, queries, rng, effective_n_jobs(self.n_jobs))
+        self._report(f"{len(groups.centers)} groups of lists.")
+        return groups
+
+    def _empty_file(self, metric, centers, fine_quantizer, dtype, groups):
         keeps_vectors = fine_quantizer is None or self.refine_factor is not None
         coding = None
         if fine_quantizer is not None:
@@ -356,6 +401,7 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             coding,
             vectors_dtype=np.dtype(self.vectors_dtype or dtype) if keeps_vectors else None,
             lists=InvertedLists.empty(len(centers)),
+            groups=groups,
         )
 
     def _append(self, file, X, labels=None):
@@ -578,7 +624,7 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
                 f"probing={self.probing!r} must be set before fit, which measures how far queries reach: fit "
                 "again, or set probing='fixed'."
             )
-        return file.probing(is_fixed)
+        return file.probing(is_fixed, self.n_groups is not None)
 
     def _refine_factor(self, file, refine_factor=None):
         factor = self.refine_factor if refine_factor is None else refine_factor

@@ -536,17 +536,15 @@ def test_quantize_end_to_end_with_whatever_is_installed(tmp_path, vectors):
 def test_search_end_to_end(tmp_path, rng):
     np.save(tmp_path / "vectors.npy", rng.standard_normal((600, 8)).astype(np.float32))
     out = tmp_path / "out.json"
-    options = (
-        "--peers none --queries 30 --n-neighbors 5 --recalls .8 1 --tasks flat pq exact changes --repeats 1"
-    )
+    options = "--peers none --queries 30 --n-neighbors 5 --recalls .8 1 --tasks flat pq exact changes lists --repeats 1"
     printed = run("search", "--data", tmp_path / "vectors.npy", "--json", out, *options.split())
     document = json.loads(out.read_text())
     assert document["failed_checks"] == []
     assert "iterations" not in document["arguments"]
     assert str(tmp_path) not in out.read_text()
     tasks = [section["task"] for section in document["sections"]]
-    assert tasks == ["indexes", "flat", "flat", "pq", "pq", "exact", "changes"]
-    indexes, low, high, pq, _, exact, changes = document["sections"]
+    assert tasks == ["indexes", "flat", "flat", "pq", "pq", "exact", "changes", "lists"]
+    indexes, low, high, pq, _, exact, changes, lists = document["sections"]
     assert [one["configuration"] for one in indexes["configurations"]] == [
         f"n_lists={n_lists}, probing={probing}"
         for n_lists in ("auto", 7, 14)
@@ -566,6 +564,13 @@ def test_search_end_to_end(tmp_path, rng):
     assert [record["recall"] for record in exact["records"]] == [1, 1]
     assert set(changes["records"][0]["rounds"][0]) == {"a row", "many rows", "removing them"}
     assert changes["records"][0]["a row"]["ratio"] == 1
+    assert [one["configuration"] for one in lists["configurations"]] == [
+        f"n_lists={n_lists}{groups}" for n_lists in (7, 14) for groups in ("", ", n_groups=auto")
+    ]
+    for one in lists["configurations"]:
+        few, all_found = one["targets"]
+        assert few["rows"] <= all_found["rows"] <= 570
+        assert few["n_probes"] <= all_found["n_probes"]
     assert "10 rows added to 570 and removed, ms" in printed.stdout
     assert "indexes, 570 rows, 30 queries" in printed.stdout
     assert "recall@5 of 0.8" in printed.stdout

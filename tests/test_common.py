@@ -29,6 +29,8 @@ INDEXES = [
         {},
         {"n_lists": 3, "n_probes": 1},
         {"probing": "adaptive"},
+        {"n_groups": "auto"},
+        {"n_lists": 8, "n_groups": 3, "n_probes": 2},
         {"n_lists": 6, "n_probes": 2, "probing": "adaptive", "fine_quantizer": ProductQuantizer()},
         {"fine_quantizer": ProductQuantizer()},
         {"fine_quantizer": ProductQuantizer(rotation="opq"), "by_residual": False},

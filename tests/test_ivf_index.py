@@ -755,7 +755,7 @@ def uneven():
 
 def probed_lists(index, queries, n_probes):
     """The lists of each query, by the formula."""
-    most, reach = index._file.probing().probes(n_probes)
+    most, reach, _ = index._file.probing().probes(n_probes)
     centers = index.coarse_quantizer_.cluster_centers_.astype(np.float64)
     queries = queries.astype(np.float64)
     if index.metric == "cosine":

@@ -646,7 +646,7 @@ def test_many_neighbors_of_many_queries_go_part_by_part(monkeypatch, n_jobs, rng
     X = rng.normal(size=(2500, 4)).astype(np.float32)
     index = IVFIndex(n_lists=10, n_probes=10, random_state=0, n_jobs=n_jobs).fit(X)
     sizes, search_index = [], native.search_index
-    monkeypatch.setattr(native, "search_index", lambda *a: sizes.append(len(a[2])) or search_index(*a))
+    monkeypatch.setattr(native, "search_index", lambda *a: sizes.append(len(a[3])) or search_index(*a))
     monkeypatch.setattr(list_planes, "SCRATCH_BYTES", 1 << 22)
     indices = index.kneighbors(X[:200], 2000)[1]
     assert sum(sizes) == 200
@@ -776,5 +776,5 @@ def test_arrays_that_do_not_fit_are_refused(rng):
         native.nearest_lists(planes.packed, X[:2], probes, unserved)
     with pytest.raises(ValueError, match="search_index"):
         native.search_index(
-            centers, planes.packed, X[:2], None, 1, np.inf, keys, positions, unserved
+            centers, None, planes.packed, X[:2], None, 1, np.inf, 0, keys, positions, unserved
         )  # 50 centers, 3 lists

@@ -429,4 +429,6 @@ def test_arrays_that_do_not_fit_are_refused(rng):
         native.PackedRows("distance", rng.normal(size=(9, 6)), np.arange(8, dtype=np.int32))
     centers = center_planes.CenterPlanes(Metric("sqeuclidean"), file.centers).planes.packed
     with pytest.raises(ValueError, match="turned"):
-        native.search_index(centers, rows.packed, queries, queries[:1], 1, np.inf, keys, positions, unserved)
+        native.search_index(
+            centers, None, rows.packed, queries, queries[:1], 1, np.inf, 0, keys, positions, unserved
+        )

@@ -7,6 +7,7 @@
 import os
 
 import numpy as np
+from scipy.spatial.distance import cdist
 
 WIDEST = 4096  # candidates of a graph search
 
@@ -44,8 +45,11 @@ class Skivfpq(Index):
 
     parameter, removes = "n_probes", True
 
-    def __init__(self, n_lists="auto", n_subspaces=None, n_bits=8, *, probing=("fixed",), dtype=None):
+    def __init__(
+        self, n_lists="auto", n_subspaces=None, n_bits=8, *, probing=("fixed",), dtype=None, n_groups=None
+    ):
         self.n_lists, self.n_subspaces, self.n_bits = n_lists, n_subspaces, n_bits
+        self.n_groups = n_groups  # of lists
         self.dtype = dtype  # of vectors, that of the rows if None
         self.second, self.variants = ("probing", probing) if len(probing) > 1 else ("", probing)
 
@@ -53,7 +57,8 @@ class Skivfpq(Index):
     def name(self):
         """As IVFIndex is called."""
         codes = f", PQ({self.n_subspaces}, {self.n_bits})" if self.n_subspaces else ""
-        return f"n_lists={self.n_lists}{codes}" + (f", {self.dtype}" if self.dtype else "")
+        groups = f", n_groups={self.n_groups}" if self.n_groups else ""
+        return f"n_lists={self.n_lists}{groups}{codes}" + (f", {self.dtype}" if self.dtype else "")
 
     def build(self, X, threads):
         """Fit."""
@@ -61,6 +66,7 @@ class Skivfpq(Index):
 
         codes = ProductQuantizer(self.n_subspaces, self.n_bits, random_state=0) if self.n_subspaces else None
         params = {"fine_quantizer": codes, "vectors_dtype": self.dtype, "probing": self.variants[-1]}
+        params["n_groups"] = self.n_groups
         index = IVFIndex(self.n_lists, 1, **params, n_jobs=threads, random_state=0)
         self.index = index.fit(X)
         self.cap = index.n_lists_
@@ -90,6 +96,22 @@ class Skivfpq(Index):
     def bytes_per_vector(self):
         """As the index says."""
         return self.index.bytes_per_vector_
+
+
+class SkivfpqLists(Skivfpq):
+    """IVFIndex whose lists were trained in one way or the other; all of them are looked at."""
+
+    def build(self, X, threads):
+        """Fit."""
+        super().build(X, threads)
+        self.index.set_params(n_groups=None)
+
+    def rows_scanned(self, Q, n_probes):
+        """Rows in the lists that a query probes, on average."""
+        index = self.index
+        distances = cdist(Q.astype(np.float64), index.coarse_quantizer_.cluster_centers_)
+        nearest = np.argpartition(distances, n_probes - 1, axis=1)[:, :n_probes]
+        return float(index.list_sizes_[nearest].sum(axis=1).mean())
 
 
 class SkivfpqAll(Skivfpq):

@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits
 
 PEERS = SEARCH_PEERS
 ABILITIES = ("indexes",)
-TASKS = ("flat", "pq", "exact", "changes")
+TASKS = ("flat", "pq", "exact", "changes", "lists")
 DEFAULT_TASKS = ("flat",)
 BATCH, SINGLES = "batch", "one by one"  # phases of a run
 N_SINGLES = 500  # queries one by one, at most
@@ -387,7 +387,33 @@ def change_cells(fact, our_build):
     return tuple(cells)
 
 
-TASK_FUNCTIONS = {"flat": flat, "pq": codes, "exact": exact, "changes": changes}
+def lists(args, _data, problem, configurations, report, builds, failed):
+    """How many rows lists of either training make a query scan, at each recall."""
+    timed = []
+    for one in sweep_all(args, problem, configurations, builds):
+        fact = {**one.describe(), "targets": []}
+        for target in args.recalls:
+            n_probes = cheapest(one.recalls(), target)
+            rows = None if n_probes is None else one.index.rows_scanned(problem.Q, n_probes)
+            fact["targets"].append({"target": target, "n_probes": n_probes, "rows": rows})
+        timed.append(fact)
+    report.section(
+        f"rows scanned at a recall@{problem.k}, lists trained in one level or two",
+        ("configuration", "build s")
+        + tuple(title for target in args.recalls for title in (f"{target:g}: lists", "rows")),
+        [list_cells(fact) for fact in timed],
+        notes({record.peer: record for record in builds}, failed),
+        {"task": "lists", "failed_checks": failed, "configurations": timed},
+    )
+
+
+def list_cells(fact):
+    """Cells of a configuration."""
+    cells = [cell for one in fact["targets"] for cell in (str(one["n_probes"]), number(one["rows"], 4))]
+    return (fact["configuration"], number(fact["build_seconds"]), *cells)
+
+
+TASK_FUNCTIONS = {"flat": flat, "pq": codes, "exact": exact, "changes": changes, "lists": lists}
 
 
 def compare(args, problem, chosen, report, title, facts, lines, failed):

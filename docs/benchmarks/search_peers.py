@@ -12,6 +12,7 @@ from indexes import (
     Skivfpq,
     SkivfpqAll,
     SkivfpqExact,
+    SkivfpqLists,
     SvsIvf,
     SvsVamana,
     Usearch,
@@ -20,6 +21,7 @@ from peers import OURS, Peer
 from quantize import subspaces
 
 ROWS_PER_LIST = 39  # faiss warns below that
+GROUPED = 4096  # lists, which groups may pay for
 
 
 def list_counts(problem):
@@ -41,13 +43,15 @@ def fitting(n_rows, count):
 
 
 def flat_skivfpq(problem):
-    """The default, and the numbers of lists that the others get; probes fixed and adaptive.
+    """The default, and the numbers of lists that the others get, many in groups too; both ways to probe.
 
     Vectors that the file has in float16 are kept so once more, which rounds nothing.
     """
     both = {"probing": ("fixed", "adaptive")}
     halves = [Skivfpq(list_counts(problem)[0], **both, dtype="float16")] if problem.is_half else []
-    return [Skivfpq(**both), *(Skivfpq(count, **both) for count in list_counts(problem)), *halves]
+    counts = list_counts(problem)
+    grouped = [Skivfpq(count, **both, n_groups="auto") for count in counts if count >= GROUPED]
+    return [Skivfpq(**both), *(Skivfpq(count, **both) for count in counts), *grouped, *halves]
 
 
 def flat_faiss(problem):
@@ -99,6 +103,11 @@ SEARCH_PEERS = [
             "pq": pq_skivfpq,
             "exact": lambda problem: [SkivfpqAll(), SkivfpqExact()],
             "changes": lambda problem: [Skivfpq(list_count(problem))],
+            "lists": lambda problem: [
+                SkivfpqLists(count, n_groups=n_groups)
+                for count in list_counts(problem)
+                for n_groups in (None, "auto")
+            ],
         },
     ),
     Peer(

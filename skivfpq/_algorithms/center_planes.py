@@ -14,16 +14,32 @@ ROWS_PER_TASK = 256  # at least, to find the nearest centers of
 class CenterPlanes:
     """Centers of lists, to find the nearest of."""
 
-    def __init__(self, nearness, centers, rows=None, n_threads=1):
+    def __init__(self, nearness, centers, rows=None, n_threads=1, groups=None):
         """nearness: Metric by which centers are near; centers (n_lists, n_features) float64.
 
         rows : (n, n_features) like the queries to come, to find out whether a head saves time; or None
+        groups : Groups of the lists, or None
         """
-        n_lists = len(centers)
         self.nearness, self.centers = nearness, centers
-        offsets, ids = np.array([0, n_lists]), np.arange(n_lists, dtype=np.int32)
         head = None if rows is None or nearness.is_product else head_of_centers(centers, rows, n_threads)
-        self.planes = pack_lists(nearness, centers, offsets, ids, head=head, fine=True)
+        self.groups = None if groups is None else self._pack(groups.centers)
+        self.planes = self._pack(centers, head, groups)
+
+    def _pack(self, centers, head=None, groups=None):
+        """Planes of centers in their order, or group by group."""
+        n, order = len(centers), None if groups is None else groups.order
+        offsets = np.array([0, n]) if groups is None else groups.offsets
+        vectors, ids = (centers, np.arange(n)) if groups is None else (centers[order], order)
+        return pack_lists(self.nearness, vectors, offsets, ids.astype(np.int32), head=head, fine=True)
+
+    def serve(self, probes):
+        """Whether such probes can be found by the planes."""
+        return self.planes is not None and (self.groups is not None or probes.n_groups == 0)
+
+    @property
+    def packed(self):
+        """What the kernels take: centers, and groups or None."""
+        return self.planes.packed, None if self.groups is None else self.groups.packed
 
     def search(self, rows, queries, k, probes, n_threads, turned=None):
         """The k nearest rows of each query in the lists that it probes, as ``ListPlanes.search``.
@@ -33,13 +49,13 @@ class CenterPlanes:
         """
 
         def search(some, keys, positions, unserved):
-            if self.planes is None:
+            if not self.serve(probes):
                 unserved[:] = 1
                 return len(unserved)
             others = None if turned is None else turned[some]
             found = keys, positions, unserved
             return _kernels.native.search_index(
-                self.planes.packed, rows.packed, queries[some], others, *probes, *found
+                *self.packed, rows.packed, queries[some], others, *probes, *found
             )
 
         return over_queries(search, queries, k, n_threads, probes.most)
@@ -57,6 +73,7 @@ class CenterPlanes:
         labels[unserved != 0] = -1
         return labels[:, 0]
 
-    def ranked(self, queries, n_threads):
-        """All lists, nearest first: keys and numbers, (n_queries, n_lists)."""
-        return exact_rows(self.nearness, queries, self.centers, len(self.centers), n_threads)
+    def ranked(self, queries, n_threads, centers=None):
+        """All lists, or such centers, nearest first: keys and numbers, (n_queries, n_centers)."""
+        centers = self.centers if centers is None else centers
+        return exact_rows(self.nearness, queries, centers, len(centers), n_threads)

@@ -14,6 +14,7 @@ from skivfpq._algorithms.assignment import nearest_labels
 from skivfpq._algorithms.blocks import as_float_rows, row_sq_distances
 from skivfpq._algorithms.center_planes import QUERIES, CenterPlanes
 from skivfpq._algorithms.codebooks import rotate
+from skivfpq._algorithms.groups import Groups
 from skivfpq._algorithms.heads import head_of_rows
 from skivfpq._algorithms.inverted_lists import InvertedLists
 from skivfpq._algorithms.list_codes import CodedLists, CodeScan, Coding, ListCodes
@@ -23,7 +24,7 @@ from skivfpq._algorithms.list_planes import (
     pack_lists,
     rank_rows,
 )
-from skivfpq._algorithms.probing import FixedProbes, Probes, Reaches
+from skivfpq._algorithms.probing import FixedProbes, GroupedProbes, Probes, Reaches
 from skivfpq._algorithms.search import (
     Metric,
     Pool,
@@ -49,6 +50,7 @@ class InvertedFile:
     vectors_dtype: np.dtype | None  # in which vectors are kept; None where only codes are
     lists: InvertedLists
     reaches: Reaches | None = None  # of adaptive probes
+    groups: Groups | None = None  # of the lists
     _packed: dict = field(default_factory=dict, init=False, repr=False)  # what, instruction set -> planes
 
     def __getstate__(self):
@@ -164,9 +166,10 @@ class InvertedFile:
         file._packed.update(self._packed)
         return file
 
-    def probing(self, is_fixed=False):
-        """How queries probe: adaptively where that was measured, unless it is to be fixed."""
-        return FixedProbes(len(self.centers)) if is_fixed or self.reaches is None else self.reaches
+    def probing(self, is_fixed=False, by_groups=True):
+        """How queries probe: adaptively where that was measured, or as many for each; by groups if any."""
+        every = FixedProbes(len(self.centers)) if is_fixed or self.reaches is None else self.reaches
+        return GroupedProbes(every, self.groups) if by_groups and self.groups is not None else every
 
     # ---- searching
 
@@ -176,8 +179,8 @@ class InvertedFile:
         if ("rows", key) not in self._packed:
             self._packed["rows", key] = self._pack_rows(n_threads)
         if ("centers", key) not in self._packed:
-            nearest = nearness(self.metric)
-            self._packed["centers", key] = CenterPlanes(nearest, self.centers, self._some_rows(), n_threads)
+            like = nearness(self.metric), self.centers, self._some_rows()
+            self._packed["centers", key] = CenterPlanes(*like, n_threads, self.groups)
         return self._packed["centers", key], self._packed["rows", key]
 
     def _pack_rows(self, n_threads):
@@ -223,13 +226,13 @@ class InvertedFile:
         largest : value that needs no further look
         """
         center_planes, rows = self.planes()
-        if rows is None or center_planes.planes is None or self.metric.is_cosine or k > self.lists.n_rows:
+        if rows is None or not center_planes.serve(probes) or self.metric.is_cosine or k > self.lists.n_rows:
             return None
         if self.coding is not None and self.coding.codebooks.rotation is not None:
             return None
         takes_roots = self.metric.name == "euclidean"
         return _kernels.native.search_few(
-            center_planes.planes.packed, rows.packed, X, k, *probes, takes_roots, largest
+            *center_planes.packed, rows.packed, X, k, *probes, takes_roots, largest
         )
 
     def _nearest(self, queries, k, probes, allowed, n_threads):
@@ -278,7 +281,7 @@ class InvertedFile:
     def _wider_probes(self, queries, k, probes, allowed):
         """Lists that hold k rows (n_queries, n) int32, the nearest first, -1 for none; of ``probe``."""
         sizes = self._allowed_sizes(allowed)
-        numbers, lists, _ = probe(self.metric, queries, self.centers, probes, sizes, k)
+        numbers, lists, _ = probe(self.metric, queries, self.centers, probes, sizes, k, self.groups)
         order = np.argsort(numbers, kind="stable")
         numbers, lists = numbers[order], lists[order]
         places = np.arange(len(numbers)) - np.searchsorted(numbers, numbers)
@@ -292,7 +295,8 @@ class InvertedFile:
         return row_blocks(n_queries, (len(self.centers) + codewords) // 4 + 4 * k)
 
     def _search_block(self, queries, k, probes, allowed):
-        pairs = probe(self.metric, queries, self.centers, probes, self._allowed_sizes(allowed), k)
+        sizes = self._allowed_sizes(allowed)
+        pairs = probe(self.metric, queries, self.centers, probes, sizes, k, self.groups)
         pool = Pool(len(queries), k, self._exact_keys(queries), self.lists.ids)
         search_lists(self._scan(queries, allowed), self.lists.offsets, pairs, pool)
         return pool.nearest()

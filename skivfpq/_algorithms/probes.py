@@ -35,7 +35,7 @@ def choose_probes(file, probing, queries, true, target, refine_factor, own=None,
     Parameters
     ----------
     file : InvertedFile
-    probing : FixedProbes or Reaches
+    probing : FixedProbes, Reaches or GroupedProbes
     queries : (n_queries, n_features) float32 or float64, as the metric sees them
     true : (n_queries, k) row numbers of their true neighbours
     own : (n_queries,) row numbers of the queries themselves, None for queries from elsewhere
@@ -59,11 +59,20 @@ def _covering_probes(file, probing, queries, true, n_threads):
     """How many lists must be probed to find each true neighbour, (n_queries, k)."""
     covered = np.empty(true.shape, dtype=np.int64)
     for block in row_blocks(len(queries), 4 * len(file.centers)):
-        keys, order = file.planes(n_threads)[0].ranked(queries[block], n_threads)
-        lists_of_true = file.lists.list_of(file.lists.positions[true[block]])
-        places = np.take_along_axis(np.argsort(order, axis=1), lists_of_true, axis=1)
-        covered[block] = probing.covering(keys, places)
+        planes = file.planes(n_threads)[0]
+        lists = file.lists.list_of(file.lists.positions[true[block]])
+        keys, order = planes.ranked(queries[block], n_threads)
+        group_places = None
+        if file.groups is not None:
+            _, group_order = planes.ranked(queries[block], n_threads, file.groups.centers)
+            group_places = _places(group_order, file.groups.labels[lists])
+        covered[block] = probing.covering(keys, _places(order, lists), group_places)
     return covered
+
+
+def _places(order, numbers):
+    """Where numbers (n_queries, n) stand in the order (n_queries, n_numbers) of each query."""
+    return np.take_along_axis(np.argsort(order, axis=1), numbers, axis=1)
 
 
 def _fewest(recall_of, target, low, high, patient=False):

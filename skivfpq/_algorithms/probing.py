@@ -11,6 +11,7 @@ al., "SPANN: Highly-efficient billion-scale approximate nearest neighbor search"
 fixed number does, see docs/development.md.)
 """
 
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +28,7 @@ class Probes(NamedTuple):
 
     most: int  # within a limit FEW, at least, or all lists
     reach: float = np.inf  # of the limit; inf for none
+    n_groups: int = 0  # the nearest ones, whose lists alone are looked at; 0 for all
 
     def within(self, keys):
         """Which lists are probed, (n_queries, n): of the keys (n_queries, n) of the nearest, ascending."""
@@ -47,7 +49,7 @@ class FixedProbes:
         """Of so many lists."""
         return Probes(min(n_probes, self.n_lists))
 
-    def covering(self, keys, places):
+    def covering(self, keys, places, group_places=None):
         """Fewest lists with which each query probes those at such places, as ``Reaches.covering``."""
         return places + 1
 
@@ -85,7 +87,7 @@ class Reaches:
             return Probes(min(n_probes, n_lists))
         return Probes(min(MOST * n_probes, n_lists), float(self.values[n_probes - 1]))
 
-    def covering(self, keys, places):
+    def covering(self, keys, places, group_places=None):
         """Fewest lists on average, (n_queries, n), with which each query probes those at such places.
 
         keys : (n_queries, n_lists) ascending in each row
@@ -94,6 +96,34 @@ class Reaches:
         heights = np.take_along_axis(_heights(keys), places, axis=1)
         by_reach = 1 + np.searchsorted(self.values, heights)
         return np.where(places == 0, 1, np.maximum(by_reach, -(-(places + 1) // MOST)).clip(2))
+
+
+class GroupedProbes:
+    """The same probes, looked for in the nearest groups of lists.
+
+    Parameters
+    ----------
+    probing : FixedProbes or Reaches
+    groups : groups.Groups
+    """
+
+    def __init__(self, probing, groups):
+        self.probing, self.groups = probing, groups
+
+    def probes(self, n_probes):
+        """Of so many lists."""
+        return self.groups.within(self.probing.probes(n_probes))
+
+    @cached_property
+    def _looked_in(self):
+        """Groups of 1, 2, ... lists, (n_lists,), ascending."""
+        n_lists = len(self.groups.counts)
+        return np.array([self.groups.counts[self.probing.probes(n).most - 1] for n in range(1, n_lists + 1)])
+
+    def covering(self, keys, places, group_places):
+        """As ``Reaches.covering``; more where lists are in farther groups, at such places (n_queries, n)."""
+        by_groups = 1 + np.searchsorted(self._looked_in, group_places + 1)
+        return np.maximum(self.probing.covering(keys, places), by_groups)
 
 
 def _smallest(values, n):

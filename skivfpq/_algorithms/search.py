@@ -212,7 +212,21 @@ def nearness(metric):
     return Metric("inner_product" if metric.is_product else "sqeuclidean")
 
 
-def probe(metric, queries, centers, probes, sizes, k):
+def nearest_lists(metric, queries, centers, probes, groups=None):
+    """The lists that may be probed, of all or of the nearest groups: keys and lists, (n_queries, most)."""
+    by = nearness(metric)
+    if groups is None or probes.n_groups == 0:
+        return nearest_rows(by, queries, centers, probes.most)
+    keys, lists = nearest_rows(by, queries, centers, len(centers))
+    _, near = nearest_rows(by, queries, groups.centers, probes.n_groups)  # (n_queries, n_groups)
+    is_near = np.zeros((len(queries), len(groups.centers)), dtype=bool)
+    np.put_along_axis(is_near, near, True, axis=1)
+    inside = np.take_along_axis(is_near, groups.labels[lists], axis=1)
+    first = np.argsort(~inside, axis=1, kind="stable")[:, : probes.most]
+    return np.take_along_axis(keys, first, 1), np.take_along_axis(lists, first, 1)
+
+
+def probe(metric, queries, centers, probes, sizes, k, groups=None):
     """Lists to scan for each query: those that it probes, or the nearest ones that hold k rows.
 
     Parameters
@@ -220,13 +234,14 @@ def probe(metric, queries, centers, probes, sizes, k):
     probes : probing.Probes
     sizes : (n_lists,) rows in each list that may be returned
     k : int, at most ``sizes.sum()``
+    groups : Groups of the lists, or None
 
     Returns
     -------
     queries, lists, is_seed : (n_pairs,)
         Pairs of a query and a list; seeds are the nearest lists of a query that hold k rows together.
     """
-    keys, lists = nearest_rows(nearness(metric), queries, centers, probes.most)  # (n_queries, most)
+    keys, lists = nearest_lists(metric, queries, centers, probes, groups)  # (n_queries, most)
     within = probes.within(keys)
     held = np.where(within, sizes[lists], 0)
     cumulated = np.cumsum(held, axis=1)

@@ -103,8 +103,8 @@ typedef struct {
     /* The certified search, described in search.h. */
     int64_t (*search_lists)(const skivfpq_lists *, const skivfpq_queries *, const int32_t *, int64_t, int64_t, double *,
                             int64_t *, uint8_t *, char *);
-    int64_t (*nearest_lists)(const skivfpq_lists *, const skivfpq_fine_points *, const skivfpq_queries *, int64_t,
-                             double, int32_t *, uint8_t *, char *);
+    int64_t (*nearest_lists)(const skivfpq_lists *, const skivfpq_fine_points *, const skivfpq_queries *, const int32_t *,
+                             int64_t, int64_t, double, int32_t *, uint8_t *, char *);
     int64_t (*query_levels)(int64_t width);
     int64_t (*rank_rows)(const skivfpq_lists *, const skivfpq_queries *, const int64_t *, int64_t, int64_t, double *,
                          int64_t *, char *);

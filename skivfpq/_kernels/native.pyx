@@ -175,8 +175,8 @@ cdef extern from "kernels.h":
                                      const int32_t *, int64_t, int64_t, double, double *, double *) noexcept nogil
         int64_t (*search_lists)(const skivfpq_lists *, const skivfpq_queries *, const int32_t *, int64_t, int64_t,
                                 double *, int64_t *, uint8_t *, char *) noexcept nogil
-        int64_t (*nearest_lists)(const skivfpq_lists *, const skivfpq_fine_points *, const skivfpq_queries *, int64_t,
-                                 double, int32_t *, uint8_t *, char *) noexcept nogil
+        int64_t (*nearest_lists)(const skivfpq_lists *, const skivfpq_fine_points *, const skivfpq_queries *,
+                                 const int32_t *, int64_t, int64_t, double, int32_t *, uint8_t *, char *) noexcept nogil
         int64_t (*query_levels)(int64_t) noexcept nogil
         int64_t (*rank_rows)(const skivfpq_lists *, const skivfpq_queries *, const int64_t *, int64_t, int64_t,
                              double *, int64_t *, char *) noexcept nogil
@@ -1238,6 +1238,11 @@ cdef char *scratch_of(int64_t size, list keep) except NULL:
     return <char *>&memory[0] + (64 - <size_t>&memory[0] % 64)
 
 
+cdef int64_t lines_of(int64_t n_bytes) noexcept nogil:
+    """Whole lines of the cache that hold so many bytes, in bytes."""
+    return (n_bytes + 63) // 64 * 64
+
+
 cdef bint is_of_head(const skivfpq_lists *rows) noexcept:
     """Whether rows are known by heads alone, as centers may be."""
     return rows.points.embedding != NULL and rows.whole == NULL
@@ -1268,83 +1273,132 @@ def search_lists(
     return n_unserved
 
 
-cdef int check_centers(PackedLists centers, int64_t n_probes) except -1:
-    if centers.lists.n_lists != 1 or centers.fine.codes == NULL or not 0 < n_probes <= centers.lists.offsets[1]:
-        raise ValueError("search: centers must be one list with fine points, of n_probes or more.")
-    return 0
+cdef struct coarse_step:
+    # The lists to probe are the nearest of all or, where n_groups is not 0, of those in the nearest groups.
+    const skivfpq_lists *groups
+    const skivfpq_fine_points *fine_groups
+    int64_t n_groups
+    const skivfpq_lists *centers
+    const skivfpq_fine_points *fine_centers
+    int64_t n_probes
+    double reach
+    int64_t probes_bytes, groups_bytes  # of their numbers
+    int64_t n_bytes                     # that it needs, these included
+
+
+cdef coarse_step coarse_step_of(PackedLists centers, PackedLists groups, const skivfpq_queries *queries, int64_t n_probes,
+                                double reach, int64_t n_groups) except *:
+    """The step for such queries, of which probing.Probes says the last three."""
+    cdef coarse_step s
+    cdef const skivfpq_lists *lists = &centers.lists
+    if centers.fine.codes == NULL or not 0 < n_probes <= lists.offsets[lists.n_lists]:
+        raise ValueError("search: centers must have fine points, and be n_probes or more.")
+    s.centers, s.fine_centers, s.n_probes, s.reach = lists, &centers.fine, n_probes, reach
+    s.groups, s.fine_groups, s.n_groups = NULL, NULL, n_groups
+    s.probes_bytes, s.groups_bytes = lines_of(queries.n * n_probes * 4), 0
+    s.n_bytes = kernels.nearest_lists(lists, s.fine_centers, queries, NULL, n_groups, n_probes, reach, NULL, NULL, NULL)
+    if n_groups != 0:
+        if (groups is None or groups.fine.codes == NULL or groups.lists.n_lists != 1 or groups.lists.d != lists.d
+                or groups.lists.offsets[1] != lists.n_lists or not 0 < n_groups <= lists.n_lists):
+            raise ValueError("search: groups must be one list with fine points, n_groups or more, and those of the centers.")
+        s.groups, s.fine_groups, s.groups_bytes = &groups.lists, &groups.fine, lines_of(queries.n * n_groups * 4)
+        s.n_bytes = max(s.n_bytes, kernels.nearest_lists(s.groups, s.fine_groups, queries, NULL, 0, n_groups, INFINITY, NULL,
+                                                         NULL, NULL))
+    s.n_bytes += s.probes_bytes + s.groups_bytes
+    return s
+
+
+cdef void take_coarse_step(const coarse_step *s, const skivfpq_queries *queries, int32_t *probes, uint8_t *unserved,
+                           char *scratch) noexcept nogil:
+    """The lists that queries probe, -1 in front for those not served."""
+    cdef int64_t i
+    cdef int32_t *groups = NULL
+    if s.n_groups:
+        groups = <int32_t *>scratch
+        kernels.nearest_lists(s.groups, s.fine_groups, queries, NULL, 0, s.n_groups, INFINITY, groups, unserved,
+                              scratch + s.groups_bytes)
+        for i in range(queries.n):
+            if unserved[i]:
+                groups[i * s.n_groups] = -1
+    kernels.nearest_lists(s.centers, s.fine_centers, queries, groups, s.n_groups, s.n_probes, s.reach, probes, unserved,
+                          scratch + s.groups_bytes)
+    for i in range(queries.n):
+        if unserved[i]:
+            probes[i * s.n_probes] = -1
 
 
 def nearest_lists(
-    PackedLists centers,              # of one list, by their numbers, with fine points
+    PackedLists centers,              # of groups, with their numbers and fine points
     const floating[:, ::1] queries,   # IN (n_queries, n_features), as the metric sees them
     int32_t[:, ::1] probes,           # OUT (n_queries, n_probes), the nearest first, near ones before others
     uint8_t[::1] unserved,            # OUT (n_queries,) 1 where it must be done otherwise
     double reach=INFINITY,            # of probing.Probes; where there are fewer centers within its limit, -1
+    PackedLists groups=None,          # centers of the groups, one list
+    int64_t n_groups=0,               # the nearest ones, that are looked in; 0 for all
 ):
     """The nearest centers of each query, ties by number."""
-    cdef int64_t n_probes = probes.shape[1]
     cdef skivfpq_queries all = queries_of(queries, centers.lists.d)
+    cdef coarse_step step = coarse_step_of(centers, groups, &all, probes.shape[1], reach, n_groups)
     cdef list keep = []
     cdef char *scratch
-    check_centers(centers, n_probes)
     if probes.shape[0] != all.n or unserved.shape[0] != all.n:
         raise ValueError("nearest_lists: shapes of queries, probes and unserved do not fit together.")
-    scratch = scratch_of(kernels.nearest_lists(&centers.lists, &centers.fine, &all, n_probes, reach, NULL, NULL, NULL),
-                         keep)
+    scratch = scratch_of(step.n_bytes, keep)
     with nogil:
-        kernels.nearest_lists(&centers.lists, &centers.fine, &all, n_probes, reach, &probes[0, 0], &unserved[0], scratch)
+        take_coarse_step(&step, &all, &probes[0, 0], &unserved[0], scratch)
 
 
 def search_index(
     PackedLists centers,              # as in nearest_lists
+    PackedLists groups,               # the same
     PackedLists rows,                 # of their lists
     const floating[:, ::1] queries,   # IN (n_queries, n_features), as the metric sees them
     const double[:, ::1] turned_queries, # IN the same as codes have them, or None
     int64_t n_probes,
     double reach,                     # of probing.Probes
+    int64_t n_groups,
     double[:, ::1] keys,              # OUT (n_queries, k), ascending
     int64_t[:, ::1] positions,        # OUT (n_queries, k)
     uint8_t[::1] unserved,            # OUT (n_queries,) 1 where the search must be done otherwise
 ):
     """The k nearest rows of each query in the n_probes nearest lists that are within reach, both steps in one call;
     returns the same."""
-    cdef int64_t i, coarse, fine, n_unserved, n = queries.shape[0], k = keys.shape[1]
+    cdef int64_t n_unserved, n = queries.shape[0], k = keys.shape[1]
     cdef skivfpq_queries all = queries_of(queries, rows.lists.d), turned = all
+    cdef coarse_step step = coarse_step_of(centers, groups, &all, n_probes, reach, n_groups)
     cdef list keep = []
     cdef char *scratch
-    cdef int32_t *probes
-    check_centers(centers, n_probes)
     if turned_queries is not None:
         turned = queries_of(turned_queries, rows.lists.d)
         if turned.n != n:
             raise ValueError("search_index: there must be as many turned queries as queries.")
     if (centers.lists.d != rows.lists.d or keys.shape[0] != n or positions.shape[0] != n or unserved.shape[0] != n
-            or positions.shape[1] != k or k == 0 or centers.lists.offsets[1] != rows.lists.n_lists
+            or positions.shape[1] != k or k == 0 or step.centers.offsets[step.centers.n_lists] != rows.lists.n_lists
             or is_of_head(&rows.lists)):
         raise ValueError("search_index: shapes of queries, centers, rows, keys and positions do not fit together.")
-    coarse = kernels.nearest_lists(&centers.lists, &centers.fine, &all, n_probes, reach, NULL, NULL, NULL)
-    fine = kernels.search_lists(&rows.lists, &turned, NULL, n_probes, k, NULL, NULL, NULL, NULL)
-    i = (n * n_probes * 4 + 63) // 64 * 64
-    scratch = scratch_of(max(coarse, fine) + i, keep)
+    scratch = scratch_of(both_bytes(&step, &rows.lists, &turned, k), keep)
     with nogil:
-        probes = <int32_t *>scratch
-        n_unserved = search_both(&centers.lists, &centers.fine, &rows.lists, &all, &turned, k, n_probes, reach,
-                                 &keys[0, 0], &positions[0, 0], &unserved[0], probes, scratch + i)
+        n_unserved = search_both(&step, &rows.lists, &all, &turned, k, &keys[0, 0], &positions[0, 0], &unserved[0], scratch)
     return n_unserved
 
 
+cdef int64_t both_bytes(const coarse_step *step, const skivfpq_lists *rows, const skivfpq_queries *queries,
+                        int64_t k) noexcept nogil:
+    """What search_both needs."""
+    cdef int64_t search = kernels.search_lists(rows, queries, NULL, step.n_probes, k, NULL, NULL, NULL, NULL)
+    return max(step.n_bytes, step.probes_bytes + search)
+
+
 cdef int64_t search_both(
-    const skivfpq_lists *centers, const skivfpq_fine_points *fine, const skivfpq_lists *rows,
-    const skivfpq_queries *queries, const skivfpq_queries *turned, int64_t k, int64_t n_probes, double reach,
-    double *keys, int64_t *positions, uint8_t *unserved, int32_t *probes, char *scratch,
+    const coarse_step *step, const skivfpq_lists *rows, const skivfpq_queries *queries, const skivfpq_queries *turned,
+    int64_t k, double *keys, int64_t *positions, uint8_t *unserved, char *scratch,
 ) noexcept nogil:
     """The coarse step and the search; returns how many queries are not served."""
     cdef int64_t i, n_unserved = 0
-    kernels.nearest_lists(centers, fine, queries, n_probes, reach, probes, unserved, scratch)
-    for i in range(queries.n):
-        if unserved[i]:
-            probes[i * n_probes] = -1
-    kernels.search_lists(rows, turned, probes, n_probes, k, keys, positions, unserved, scratch)
+    cdef int32_t *probes = <int32_t *>scratch
+    scratch += step.probes_bytes
+    take_coarse_step(step, queries, probes, unserved, scratch)
+    kernels.search_lists(rows, turned, probes, step.n_probes, k, keys, positions, unserved, scratch)
     for i in range(queries.n):
         n_unserved += unserved[i]
     return n_unserved
@@ -1352,11 +1406,13 @@ cdef int64_t search_both(
 
 def search_few(
     PackedLists centers,              # as in nearest_lists
+    PackedLists groups,               # the same
     PackedLists rows,                 # of their lists
     X,                                # what the user gave
     int64_t k,
     int64_t n_probes,
     double reach,                     # of probing.Probes
+    int64_t n_groups,
     bint takes_roots,                 # of keys
     double largest,                   # value of float64 that is let pass
 ):
@@ -1369,7 +1425,8 @@ def search_few(
     cdef skivfpq_queries all
     cdef list keep = []
     cdef char *scratch
-    cdef int64_t i, j, n, n_left, used, size
+    cdef int64_t i, j, n, n_left
+    cdef coarse_step step
     cdef uint8_t[FEW] unserved
     if type(X) is not np.ndarray or X.ndim != 2 or not X.flags.c_contiguous or not X.flags.aligned:
         return None
@@ -1388,16 +1445,14 @@ def search_few(
         all = queries_of(doubles, rows.lists.d)
     else:
         return None
-    check_centers(centers, n_probes)
+    if centers.lists.d != rows.lists.d or centers.lists.offsets[centers.lists.n_lists] != rows.lists.n_lists:
+        raise ValueError("search_few: centers must be those of the lists.")
+    step = coarse_step_of(centers, groups, &all, n_probes, reach, n_groups)
     distances, indices = np.empty((n, k)), np.empty((n, k), dtype=np.int64)
     keys, positions = distances, indices
-    used = (n * n_probes * 4 + 63) // 64 * 64
-    size = max(kernels.nearest_lists(&centers.lists, &centers.fine, &all, n_probes, reach, NULL, NULL, NULL),
-               kernels.search_lists(&rows.lists, &all, NULL, n_probes, k, NULL, NULL, NULL, NULL))
-    scratch = scratch_of(used + size, keep)
+    scratch = scratch_of(both_bytes(&step, &rows.lists, &all, k), keep)
     with nogil:
-        n_left = search_both(&centers.lists, &centers.fine, &rows.lists, &all, &all, k, n_probes, reach,
-                             &keys[0, 0], &positions[0, 0], unserved, <int32_t *>scratch, scratch + used)
+        n_left = search_both(&step, &rows.lists, &all, &all, k, &keys[0, 0], &positions[0, 0], unserved, scratch)
         for i in range(n if n_left == 0 else 0):
             for j in range(k):
                 positions[i, j] = rows.lists.ids[positions[i, j]]

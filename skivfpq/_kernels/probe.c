@@ -1,7 +1,10 @@
 /* The coarse step: which lists each query probes. Scores of int8 points tell which centers may be the nearest: fine
  * points (scan.h), 100 times as precise, of those with the best scores bound how far the last list can be, and scores
  * exclude what is farther. The few around the last place that fine points cannot tell apart are evaluated in float64.
- * How far the last list can be may also follow from the nearest few (limit_of). */
+ * How far the last list can be may also follow from the nearest few (limit_of).
+ *
+ * Centers may stand in groups, of which each query looks in some: queries that are next to the same ones are taken
+ * together, and scored group by group. */
 #include "scan.h"
 #include "search.h"
 
@@ -14,24 +17,36 @@
 
 typedef struct {
     double nearness;
-    int32_t list;
+    int32_t list, position; /* its number, and where it stands among the centers */
 } candidate;
+
+#define IN_GROUPS 64 /* queries that are taken together to look in groups; otherwise COLUMNS */
+#define MOST_TOGETHER (COLUMNS > IN_GROUPS ? COLUMNS : IN_GROUPS) /* no more than bits of a mark */
 
 typedef struct {
     const skivfpq_lists *centers;
     const skivfpq_fine_points *fine;
-    int64_t n_probes;
+    const int32_t *groups;  /* (n, n_groups) that queries look in, -1 for none; NULL for all */
+    int64_t n_groups, n_probes;
     double reach;           /* of limits; INFINITY for none */
-    query_point points[COLUMNS];
-    double bases[COLUMNS], reaches[COLUMNS]; /* products with the origin, and those of sizes */
-    float fine_scales[COLUMNS], fine_errors[COLUMNS]; /* of the queries' fine points */
-    int32_t fine_sq_norms[COLUMNS];
-    int16_t *fine_codes;    /* (COLUMNS, d) */
+    int32_t *order;         /* (n,) the queries, those that are next to the same group together */
+    uint64_t *marks;        /* (n_lists of centers,) which of the queries at hand look in a group */
+    int64_t *starts;        /* (n_lists of centers,) where queries of a group start in the order */
+    query_point points[MOST_TOGETHER];
+    double bases[MOST_TOGETHER], reaches[MOST_TOGETHER]; /* products with the origin, and those of sizes */
+    float fine_scales[MOST_TOGETHER], fine_errors[MOST_TOGETHER]; /* of the queries' fine points */
+    int32_t fine_sq_norms[MOST_TOGETHER];
+    int16_t *fine_codes;    /* (MOST_TOGETHER, d) */
     float *fine_origin;     /* (d,) */
-    float *heads;           /* (COLUMNS, width) of a head */
-    column_level *levels;   /* (COLUMNS, 4 units) the queries' points */
-    int32_t *scores;        /* (COLUMNS, places) */
-    int32_t *near;          /* (places,) candidates, those that may be among the nearest */
+    float *heads;           /* (MOST_TOGETHER, width) of a head */
+    column_level *levels;   /* (MOST_TOGETHER, 4 units) the queries' points */
+    column_level *panel;    /* of COLUMNS of them */
+    int32_t *scores;        /* of the queries at hand, one after the other: of the groups that each looks in */
+    int64_t n_scores[MOST_TOGETHER]; /* of each */
+    const int32_t *own_scores; /* (n_places,) of one */
+    int32_t *own;           /* (n_own,) groups of that */
+    int64_t n_own, n_centers, n_strays, n_places; /* centers, and those without a point, in them */
+    int32_t *near;          /* (places,) candidates, those that may be among the nearest, where they stand */
     double *nearness;       /* (places,) theirs, by fine points */
     int64_t n;              /* how many there are of a query */
     int32_t least;          /* all of such scores are */
@@ -50,7 +65,7 @@ SELECT(select_nearest, candidate, is_nearer)
 /* Nearness, exactly, of the open candidates. */
 static void evaluate_open(probing *p, int64_t n_open) {
     for (int64_t i = 0; i < n_open; i++)
-        p->open[i].nearness = exact_key(p->centers, p->query, p->open[i].list, p->row);
+        p->open[i].nearness = exact_key(p->centers, p->query, p->open[i].position, p->row);
 }
 
 /* The fine point of the query that is loaded, of column c. */
@@ -63,13 +78,13 @@ static void set_fine(probing *p, int c) {
               p->fine_sq_norms + c);
 }
 
-/* Points of n queries from the first on. Returns 0 without memory. */
+/* Points of n queries of the order, from the first on. Returns 0 without memory. */
 static int set_queries(probing *p, const skivfpq_queries *queries, int64_t first, int n) {
     const skivfpq_lists *l = p->centers;
     const skivfpq_fine_points fine = {p->fine_codes, p->fine_scales, p->fine_errors, p->fine_sq_norms};
-    float bounds[COLUMNS];
+    float bounds[MOST_TOGETHER];
     for (int c = 0; c < n; c++) {
-        load_query(queries, first + c, l->d, p->query);
+        load_query(queries, p->order[first + c], l->d, p->query);
         set_fine(p, c);
         if (!l->points.embedding) set_query(l, &l->points, p->query, p->levels + c * 4 * l->points.units, p->points + c);
     }
@@ -149,8 +164,8 @@ static void choose(probing *p, int64_t n_probes, int32_t *probes) {
             int64_t place = n_sure++;
             if (ranks[i] >= sooner && n_sooner < SOONER) probes[place] = probes[n_sooner], place = n_sooner++;
             if (nearness[i] == lowest) first = place;
-            probes[place] = p->near[i];
-        } else p->open[n_open++] = (candidate){nearness[i], p->near[i]};
+            probes[place] = p->centers->ids[p->near[i]];
+        } else p->open[n_open++] = (candidate){nearness[i], p->centers->ids[p->near[i]], p->near[i]};
     }
     if (n_open > n_probes - n_sure) {
         evaluate_open(p, n_open);
@@ -164,10 +179,18 @@ static void choose(probing *p, int64_t n_probes, int32_t *probes) {
 }
 
 /* More candidates of the query of column c: all whose scores are at least so high. */
-static void extend(probing *p, int c, const int32_t *scores, int32_t least) {
-    int64_t places = p->centers->blocks[1] * BLOCK, first = p->n;
+static void extend(probing *p, int c, int32_t least) {
+    const skivfpq_lists *l = p->centers;
+    const int32_t *scores = p->own_scores;
+    int64_t first = p->n;
     if (least >= p->least) return;
-    p->n += places_between(scores, places, least, p->least, p->near + first), p->least = least;
+    for (int64_t i = 0; i < p->n_own; i++) {
+        int64_t group = p->own[i], places = (l->blocks[group + 1] - l->blocks[group]) * BLOCK;
+        int64_t found = places_between(scores, places, least, p->least, p->near + p->n);
+        for (int64_t j = 0; j < found; j++) p->near[p->n++] += (int32_t)l->offsets[group];
+        scores += places;
+    }
+    p->least = least;
     measure(p, c, first);
 }
 
@@ -179,17 +202,16 @@ static int32_t least_score(query_point *q, double key) {
 }
 
 /* More candidates: the k nearest up to a limit among them. Returns 0 where scores cannot tell. */
-static int extend_to_nearest(probing *p, int c, const int32_t *scores, int64_t k, double limit) {
-    int64_t n_strays = p->centers->stray_offsets[1], places = p->centers->blocks[1] * BLOCK;
+static int extend_to_nearest(probing *p, int c, int64_t k, double limit) {
     double farthest = -INFINITY;
     int32_t least = 1 - ABSENT;
-    if (k < p->centers->offsets[1] - n_strays) {
-        extend(p, c, scores, kth_score(scores, places, k, k / 8 + 1));
-        for (int64_t i = n_strays; i < p->n; i++) farthest = p->nearness[i] > farthest ? p->nearness[i] : farthest;
+    if (k < p->n_centers - p->n_strays) {
+        extend(p, c, kth_score(p->own_scores, p->n_places, k, k / 8 + 1));
+        for (int64_t i = p->n_strays; i < p->n; i++) farthest = p->nearness[i] > farthest ? p->nearness[i] : farthest;
         least = least_score(p->points + c, fmin(farther(p, farthest, p->error), limit));
     }
     if (least == INT32_MIN) return 0;
-    extend(p, c, scores, least);
+    extend(p, c, least);
     return 1;
 }
 
@@ -220,7 +242,7 @@ static double limit_of(const probing *p, const double *nearest, int64_t few) {
 /* The same, at least and at most, as far as candidates tell by fine points, the FEW nearest lists among them. */
 static void bound_limit(probing *p, double *low, double *high) {
     double nearest[FEW], lowest[FEW], highest[FEW], floor = p->centers->metric == BY_PRODUCT ? -INFINITY : 0;
-    for (int64_t i = 0; i < p->n; i++) p->open[i] = (candidate){p->nearness[i], p->near[i]};
+    for (int64_t i = 0; i < p->n; i++) p->open[i] = (candidate){p->nearness[i], 0, p->near[i]};
     int64_t few = nearest_few(p->open, p->n, nearest);
     for (int64_t i = 0; i < FEW; i++) {
         lowest[i] = fmax(nearer(p, nearest[i], p->error), floor);
@@ -259,27 +281,95 @@ static void keep_within(probing *p, int64_t n_first, double low, double high) {
 
 /* Candidates within the limit of the query of column c, up to n_probes of them the nearest; returns 0 where scores cannot
  * tell. */
-static int find_within(probing *p, int c, const int32_t *scores) {
-    int64_t n_lists = p->centers->offsets[1], places = p->centers->blocks[1] * BLOCK;
+static int find_within(probing *p, int c) {
     double low, high;
-    if (!extend_to_nearest(p, c, scores, n_lists < FEW ? n_lists : FEW, INFINITY)) return 0;
+    if (!extend_to_nearest(p, c, p->n_centers < FEW ? p->n_centers : FEW, INFINITY)) return 0;
     int64_t n_first = p->n;
     bound_limit(p, &low, &high);
     int32_t least = least_score(p->points + c, high);
     if (least == INT32_MIN) return 0;
-    if (count_from(scores, places, least) <= p->n_probes) extend(p, c, scores, least);
-    else if (!extend_to_nearest(p, c, scores, p->n_probes, high)) return 0;
+    if (count_from(p->own_scores, p->n_places, least) <= p->n_probes) extend(p, c, least);
+    else if (!extend_to_nearest(p, c, p->n_probes, high)) return 0;
     keep_within(p, n_first, low, high);
     return 1;
 }
 
-/* The lists that the query of column c, which is loaded, probes; returns 0 where scores cannot serve. */
-static int probe_lists(probing *p, int c, const int32_t *scores, int32_t *probes) {
+/* ---- groups */
+
+/* The group that a query is next to; of those that look in none, and where all are looked in, the first. */
+static int64_t group_of(const probing *p, int64_t number) {
+    int32_t group = p->groups ? p->groups[number * p->n_groups] : 0;
+    return group < 0 ? 0 : group;
+}
+
+/* The order of the queries. */
+static void set_order(probing *p, int64_t n) {
+    int64_t *next = p->starts, place = 0;
+    memset(next, 0, sizeof(int64_t) * p->centers->n_lists);
+    for (int64_t i = 0; i < n; i++) next[group_of(p, i)]++;
+    for (int64_t g = 0; g < p->centers->n_lists; g++) {
+        int64_t size = next[g];
+        next[g] = place, place += size;
+    }
+    for (int64_t i = 0; i < n; i++) p->order[next[group_of(p, i)]++] = (int32_t)i;
+}
+
+/* Which of n queries of the order look in a group, and how many scores each has. */
+static void mark_groups(probing *p, int64_t first, int n) {
     const skivfpq_lists *l = p->centers;
-    p->n = l->stray_offsets[1], p->least = INT32_MAX, p->error = 0;
-    for (int64_t i = 0; i < p->n; i++) p->near[i] = (int32_t)l->strays[i];
+    for (int64_t g = 0; g < l->n_lists; g++) p->marks[g] = p->groups ? 0 : UINT64_MAX >> (64 - n);
+    for (int c = 0; c < n; c++) {
+        const int32_t *own = p->groups ? p->groups + p->order[first + c] * p->n_groups : NULL;
+        p->n_scores[c] = own ? 0 : l->blocks[l->n_lists] * BLOCK;
+        for (int64_t i = 0; i < p->n_groups && own; i++) {
+            if (own[i] < 0) break;
+            p->marks[own[i]] |= (uint64_t)1 << c;
+            p->n_scores[c] += (l->blocks[own[i] + 1] - l->blocks[own[i]]) * BLOCK;
+        }
+    }
+}
+
+/* Their scores, group by group. */
+static void score_groups(probing *p, int64_t first, int n) {
+    const skivfpq_lists *l = p->centers;
+    int32_t *ends[MOST_TOGETHER], *scores = p->scores, *outs[COLUMNS];
+    const column_level *levels[COLUMNS];
+    const query_point *points[COLUMNS];
+    mark_groups(p, first, n);
+    for (int c = 0; c < n; c++) ends[c] = scores, scores += p->n_scores[c];
+    for (int64_t g = 0; g < l->n_lists; g++) {
+        int64_t n_blocks = l->blocks[g + 1] - l->blocks[g];
+        for (uint64_t left = p->marks[g]; left;) {
+            int m = 0;
+            for (; left && m < COLUMNS; left &= left - 1, m++) {
+                int c = __builtin_ctzll(left);
+                points[m] = p->points + c, levels[m] = p->levels + c * 4 * l->points.units;
+                outs[m] = ends[c], ends[c] += n_blocks * BLOCK;
+            }
+            fill_panel(levels, m, l->points.units, p->panel);
+            score_all(l, l->blocks[g], n_blocks, points, m, p->panel, outs);
+        }
+    }
+}
+
+/* What the query of column c looks at: its groups, and their strays. */
+static void look(probing *p, int c) {
+    const skivfpq_lists *l = p->centers;
+    p->n = p->n_own = p->n_centers = 0, p->n_places = p->n_scores[c];
+    for (int64_t g = 0; g < l->n_lists; g++) {
+        if (!(p->marks[g] >> c & 1)) continue;
+        for (int64_t i = l->stray_offsets[g]; i < l->stray_offsets[g + 1]; i++) p->near[p->n++] = (int32_t)l->strays[i];
+        p->own[p->n_own++] = (int32_t)g, p->n_centers += l->offsets[g + 1] - l->offsets[g];
+    }
+    p->n_strays = p->n;
+}
+
+/* The lists that the query of column c, which is loaded and looks at some, probes; returns 0 where scores cannot serve. */
+static int probe_lists(probing *p, int c, int32_t *probes) {
+    p->least = INT32_MAX, p->error = 0;
+    if (p->n_centers == 0) return 0;
     measure(p, c, 0);
-    if (!(p->reach < INFINITY ? find_within(p, c, scores) : extend_to_nearest(p, c, scores, p->n_probes, INFINITY))) return 0;
+    if (!(p->reach < INFINITY ? find_within(p, c) : extend_to_nearest(p, c, p->n_probes, INFINITY))) return 0;
     int64_t n = p->n < p->n_probes ? p->n : p->n_probes;
     if (n < 1) return 0;
     choose(p, n, probes);
@@ -287,40 +377,58 @@ static int probe_lists(probing *p, int c, const int32_t *scores, int32_t *probes
     return 1;
 }
 
+/* Scratch memory of so many queries; returns its bytes. */
+static int64_t lay_out(probing *p, int64_t n, char *scratch) {
+    const skivfpq_lists *l = p->centers;
+    int64_t width = l->points.units * 4, d = l->d, n_lists = l->n_lists, used = 0;
+    int64_t places = l->blocks[n_lists] * BLOCK, n_places = places + l->stray_offsets[n_lists] + 16;
+    int64_t n_together = n < MOST_TOGETHER ? n : MOST_TOGETHER, looked_at = places, largest = 0;
+    for (int64_t g = 0; g < n_lists; g++)
+        largest = l->blocks[g + 1] - l->blocks[g] > largest ? l->blocks[g + 1] - l->blocks[g] : largest;
+    if (p->n_groups == 0) n_together = n < COLUMNS ? n : COLUMNS;
+    else if (p->n_groups * largest * BLOCK < places) looked_at = p->n_groups * largest * BLOCK;
+    p->panel = take(scratch, &used, sizeof(column_level) * COLUMNS * width);
+    p->levels = take(scratch, &used, sizeof(column_level) * MOST_TOGETHER * width);
+    p->heads = take(scratch, &used, sizeof(float) * MOST_TOGETHER * (l->points.embedding ? l->points.embedding->width : 0));
+    p->scores = take(scratch, &used, sizeof(int32_t) * n_together * looked_at);
+    p->order = take(scratch, &used, sizeof(int32_t) * n);
+    p->marks = take(scratch, &used, sizeof(uint64_t) * n_lists);
+    p->starts = take(scratch, &used, sizeof(int64_t) * n_lists);
+    p->own = take(scratch, &used, sizeof(int32_t) * n_lists);
+    p->near = take(scratch, &used, sizeof(int32_t) * n_places);
+    p->nearness = take(scratch, &used, sizeof(double) * n_places);
+    p->ranks = take(scratch, &used, sizeof(int32_t) * n_places);
+    p->open = take(scratch, &used, sizeof(candidate) * n_places);
+    p->fine_codes = take(scratch, &used, sizeof(int16_t) * MOST_TOGETHER * d);
+    p->fine_origin = take(scratch, &used, sizeof(float) * d);
+    p->query = take(scratch, &used, sizeof(double) * d);
+    p->row = take(scratch, &used, sizeof(double) * d);
+    return used;
+}
+
 int64_t NEAREST_LISTS(const skivfpq_lists *centers, const skivfpq_fine_points *fine, const skivfpq_queries *queries,
-                      int64_t n_probes, double reach, int32_t *probes, uint8_t *unserved, char *scratch) {
-    int64_t n = queries->n, width = centers->points.units * 4, places = centers->blocks[1] * BLOCK, used = 0;
-    int64_t n_places = places + centers->stray_offsets[1] + 16;
-    const query_point *points[COLUMNS];
-    const column_level *levels[COLUMNS];
-    probing p = {.centers = centers, .fine = fine, .n_probes = n_probes, .reach = reach};
-    column_level *panel = take(scratch, &used, sizeof(column_level) * COLUMNS * width);
-    p.levels = take(scratch, &used, sizeof(column_level) * COLUMNS * width);
-    p.heads = take(scratch, &used,
-                   sizeof(float) * COLUMNS * (centers->points.embedding ? centers->points.embedding->width : 0));
-    p.scores = take(scratch, &used, sizeof(int32_t) * (n < COLUMNS ? n : COLUMNS) * places);
-    p.near = take(scratch, &used, sizeof(int32_t) * n_places);
-    p.nearness = take(scratch, &used, sizeof(double) * n_places);
-    p.ranks = take(scratch, &used, sizeof(int32_t) * n_places);
-    p.open = take(scratch, &used, sizeof(candidate) * n_places);
-    p.fine_codes = take(scratch, &used, sizeof(int16_t) * COLUMNS * centers->d);
-    p.fine_origin = take(scratch, &used, sizeof(float) * centers->d);
-    p.query = take(scratch, &used, sizeof(double) * centers->d);
-    p.row = take(scratch, &used, sizeof(double) * centers->d);
-    if (!scratch) return used;
+                      const int32_t *groups, int64_t n_groups, int64_t n_probes, double reach, int32_t *probes,
+                      uint8_t *unserved, char *scratch) {
+    int64_t n = queries->n, width = centers->points.units * 4, n_together = groups ? IN_GROUPS : COLUMNS;
+    probing p = {.centers = centers, .fine = fine, .groups = groups, .n_groups = n_groups, .n_probes = n_probes,
+                 .reach = reach};
+    int64_t n_bytes = lay_out(&p, n, scratch);
+    if (!scratch) return n_bytes;
     for (int64_t j = 0; j < centers->d; j++) p.fine_origin[j] = centers->metric == BY_PRODUCT ? 0 : centers->points.origin[j];
-    for (int c = 0; c < COLUMNS; c++) points[c] = p.points + c, levels[c] = p.levels + c * width;
-    memset(panel, 0, sizeof(column_level) * COLUMNS * width);
+    memset(p.panel, 0, sizeof(column_level) * COLUMNS * width);
     memset(unserved, 1, n);
+    set_order(&p, n);
     begin_scan();
-    for (int64_t first = 0; first < n; first += COLUMNS) {
-        int n_queries = n - first < COLUMNS ? (int)(n - first) : COLUMNS;
+    for (int64_t first = 0; first < n; first += n_together) {
+        int n_queries = n - first < n_together ? (int)(n - first) : (int)n_together;
         if (!set_queries(&p, queries, first, n_queries)) break;
-        fill_panel(levels, n_queries, centers->points.units, panel);
-        score_all(centers, 0, centers->blocks[1], points, n_queries, panel, p.scores);
-        for (int c = 0; c < n_queries; c++) {
-            load_query(queries, first + c, centers->d, p.query);
-            unserved[first + c] = !probe_lists(&p, c, p.scores + c * places, probes + (first + c) * n_probes);
+        score_groups(&p, first, n_queries);
+        p.own_scores = p.scores;
+        for (int c = 0; c < n_queries; c++, p.own_scores += p.n_places) {
+            int64_t number = p.order[first + c];
+            load_query(queries, number, centers->d, p.query);
+            look(&p, c);
+            unserved[number] = !probe_lists(&p, c, probes + number * n_probes);
         }
     }
     end_scan();

@@ -115,10 +115,10 @@ static void fill_panel(const column_level *const *points, int n, int64_t units, 
 
 /* ---- all scores of some rows */
 
-/* Scores OUT (COLUMNS, n_blocks * 16) of up to COLUMNS queries and the rows of some blocks; -ABSENT where there is
- * none. */
+/* Scores of up to COLUMNS queries and the rows of some blocks, OUT (n_blocks * 16,) of each; -ABSENT where there is no
+ * row. */
 static void score_all(const skivfpq_lists *l, int64_t first_block, int64_t n_blocks, const query_point *const *points,
-                      int n, const column_level *panel, int32_t *scores) {
+                      int n, const column_level *panel, int32_t *const *scores) {
     int32_t out[COLUMNS][BLOCK] __attribute__((aligned(64)));
     int32_t starts[COLUMNS], lowest[COLUMNS];
     uint16_t hits[COLUMNS + 3];
@@ -132,7 +132,7 @@ static void score_all(const skivfpq_lists *l, int64_t first_block, int64_t n_blo
             ints absent = *(const ints *)(terms + r) == ABSENT;
             for (int c = 0; c < n; c++) {
                 ints score = *(const ints *)(out[c] + r) + lowest[c];
-                *(ints *)(scores + (c * n_blocks + b) * BLOCK + r) = (absent & -ABSENT) | (~absent & score);
+                *(ints *)(scores[c] + b * BLOCK + r) = (absent & -ABSENT) | (~absent & score);
             }
         }
     }

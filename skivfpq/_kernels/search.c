@@ -110,10 +110,11 @@ static void score_nearest(search *s, int64_t list, int64_t n_blocks, const int32
     const skivfpq_lists *l = s->rank.lists;
     const int32_t *terms = l->points.terms + l->blocks[list] * BLOCK;
     const query_point *points[COLUMNS];
+    int32_t *scores[COLUMNS];
     int64_t places = n_blocks * BLOCK;
-    for (int c = 0; c < n; c++) points[c] = &s->states[queries[c]].point;
+    for (int c = 0; c < n; c++) points[c] = &s->states[queries[c]].point, scores[c] = s->scores + c * places;
     if (!l->whole) {
-        score_all(l, l->blocks[list], n_blocks, points, n, s->panel, s->scores);
+        score_all(l, l->blocks[list], n_blocks, points, n, s->panel, scores);
         return;
     }
 #ifdef SCORES_ROWS

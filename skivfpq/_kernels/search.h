@@ -99,13 +99,14 @@ typedef struct {
     /* The k nearest of the rows at candidates (n, n_candidates): keys and positions OUT (n, k). */  \
     int64_t RANK_ROWS(const skivfpq_lists *lists, const skivfpq_queries *queries, const int64_t *candidates, \
                       int64_t n_candidates, int64_t k, double *keys, int64_t *positions, char *scratch); \
-    /* The n_probes nearest centers of queries, the rows of one list with their fine points (of x - origin): */ \
-    /* probes OUT (n, n_probes), the nearest first, then near ones (SOONER), then the others. unserved OUT (n,) as above. */ \
-    /* Of them only those as near as the mean of the four nearest and reach times the nearest, by squared distance or */ \
-    /* minus the product; -1 for none; the nearest always. INFINITY: all. */                         \
+    /* The n_probes nearest centers of queries, of those that stand in some groups, the lists of centers: groups */ \
+    /* (n, n_groups), -1 in front for none, NULL for all. Centers have fine points (of x - origin), their ids are */ \
+    /* their numbers. probes OUT (n, n_probes), the nearest first, then near ones (SOONER), then the others. Of them */ \
+    /* only those as near as the mean of the four nearest and reach times the nearest, by squared distance or minus */ \
+    /* the product; -1 for none; the nearest always. INFINITY: all. unserved OUT (n,) as above. */     \
     int64_t NEAREST_LISTS(const skivfpq_lists *centers, const skivfpq_fine_points *fine,             \
-                          const skivfpq_queries *queries, int64_t n_probes, double reach, int32_t *probes, \
-                          uint8_t *unserved, char *scratch);
+                          const skivfpq_queries *queries, const int32_t *groups, int64_t n_groups,   \
+                          int64_t n_probes, double reach, int32_t *probes, uint8_t *unserved, char *scratch);
 #ifdef LEVEL
 DECLARE_SEARCH
 #endif
