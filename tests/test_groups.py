@@ -1,6 +1,7 @@
 """Lists in groups: the lists that a query probes are the nearest of those in the nearest groups."""
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -67,9 +68,12 @@ def some_centers(rng, n=300, d=37):
 @pytest.mark.parametrize("most", [1, 9, 60, 300])
 @pytest.mark.parametrize("reach", [np.inf, 0.15])
 @pytest.mark.parametrize("n_groups", [0, 8, 11, 14])
-def test_lists_are_the_nearest_of_the_nearest_groups(instruction_set, name, most, reach, n_groups, rng):
+@pytest.mark.parametrize("kind", ["near each other", "at random"])
+def test_lists_are_the_nearest_of_the_nearest_groups(instruction_set, name, most, reach, n_groups, kind, rng):
     nearness, (centers, queries) = Metric(name), some_centers(rng)
     grouped = Groups.of(nearness, centers, 14, queries, rng, 1)
+    if kind == "at random":  # the center far away is in a group of others
+        grouped = replace(grouped, labels=rng.permutation(np.arange(300, dtype=np.int32) % 14))
     planes, probes = (
         center_planes.CenterPlanes(nearness, centers, groups=grouped),
         Probes(most, reach, n_groups),
@@ -120,17 +124,18 @@ def test_groups_and_a_head_of_the_centers(instruction_set, monkeypatch, rng):
 
 
 @compiled
-def test_queries_that_scores_cannot_serve_are_told(instruction_set, rng):
+@pytest.mark.parametrize("reach", [np.inf, 0.2])
+def test_queries_that_scores_cannot_serve_are_told(instruction_set, reach, rng):
     nearness, (centers, queries) = Metric("sqeuclidean"), some_centers(rng)
     grouped = Groups.of(nearness, centers, 14, queries, rng, 1)
     planes = center_planes.CenterPlanes(nearness, centers, groups=grouped)
     queries[[0, 20, 69]] *= np.array([[1e30], [1e60], [1e100]])
     found, unserved = np.empty((70, 5), dtype=np.int32), np.empty(70, np.uint8)
-    native.nearest_lists(planes.planes.packed, queries, found, unserved, np.inf, planes.groups.packed, 6)
-    served = unserved == 0
+    native.nearest_lists(planes.planes.packed, queries, found, unserved, reach, planes.groups.packed, 6)
+    served, probes = unserved == 0, Probes(5, reach, 6)
     assert served.sum() >= 67
-    _, lists = nearest_lists(nearness, queries, centers, Probes(5, n_groups=6), grouped)
-    assert_array_equal(np.sort(found[served]), np.sort(lists[served]))
+    for lists, true in zip(found[served], lists_by_hand(nearness, queries[served], centers, grouped, probes)):
+        assert_array_equal(np.sort(lists[lists >= 0]), np.sort(true))
 
 
 @compiled
