@@ -105,7 +105,7 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     n_groups : int, "auto" or None, default=None
         Two levels of lists, worth it from some thousand of them on: lists are clustered in so many groups
         ("auto" is ``2 * sqrt(n_lists)``), and a query looks for the lists that it probes in the nearest
-        groups alone, which hold 98 % of them on average. The default coarse quantizer is trained by two
+        groups alone, which hold 99 % of them on average. The default coarse quantizer is trained by two
         levels too, in less time. None looks at all lists, also where it is set after fit.
     fine_quantizer : ProductQuantizer or None, default=None
         None keeps the vectors (IVF-Flat). A :class:`ProductQuantizer` keeps its codes (IVF-PQ); a

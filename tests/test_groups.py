@@ -307,8 +307,9 @@ def test_groups_outlive_what_happens_to_the_index(clouds):
         assert_array_equal(found, found_in(index, query, own))
 
 
-def test_no_groups_after_fit_are_all_lists(clouds):
+def test_no_groups_after_fit_are_all_lists(clouds, monkeypatch):
     X, queries = clouds
+    monkeypatch.setattr(groups, "COVERED", 0.7)
     index = IVFIndex(150, 3, n_groups=40, random_state=0).fit(X)
     by_groups = index.kneighbors(queries)[1]
     flat = index.set_params(n_groups=None).kneighbors(queries)[1]

@@ -14,7 +14,7 @@ from skivfpq._algorithms.lloyd import MemoryStep, lloyd
 from skivfpq._algorithms.search import scan_vectors
 from skivfpq._algorithms.seeding import random_rows, too_few_distinct_rows
 
-COVERED = 0.98  # of the lists that queries would probe
+COVERED = 0.99  # of the lists that queries would probe
 ITERATIONS = 25
 LEVEL_ITERATIONS = 5  # of each level of training; 10 scan no fewer rows
 PER_OCTAVE = 2  # numbers of lists for which groups are counted, others take the next one's

@@ -1293,15 +1293,16 @@ cdef coarse_step coarse_step_of(PackedLists centers, PackedLists groups, const s
     cdef const skivfpq_lists *lists = &centers.lists
     if centers.fine.codes == NULL or not 0 < n_probes <= lists.offsets[lists.n_lists]:
         raise ValueError("search: centers must have fine points, and be n_probes or more.")
+    if n_groups != 0 and (groups is None or groups.fine.codes == NULL or groups.lists.n_lists != 1
+                          or groups.lists.d != lists.d or groups.lists.offsets[1] != lists.n_lists
+                          or not 0 < n_groups <= lists.n_lists):
+        raise ValueError("search: groups must be one list with fine points, n_groups or more, and those of the centers.")
     s.centers, s.fine_centers, s.n_probes, s.reach = lists, &centers.fine, n_probes, reach
     s.groups, s.fine_groups, s.n_groups = NULL, NULL, n_groups
-    s.probes_bytes, s.groups_bytes = lines_of(queries.n * n_probes * 4), 0
+    s.probes_bytes, s.groups_bytes = lines_of(queries.n * n_probes * 4), lines_of(queries.n * n_groups * 4)
     s.n_bytes = kernels.nearest_lists(lists, s.fine_centers, queries, NULL, n_groups, n_probes, reach, NULL, NULL, NULL)
     if n_groups != 0:
-        if (groups is None or groups.fine.codes == NULL or groups.lists.n_lists != 1 or groups.lists.d != lists.d
-                or groups.lists.offsets[1] != lists.n_lists or not 0 < n_groups <= lists.n_lists):
-            raise ValueError("search: groups must be one list with fine points, n_groups or more, and those of the centers.")
-        s.groups, s.fine_groups, s.groups_bytes = &groups.lists, &groups.fine, lines_of(queries.n * n_groups * 4)
+        s.groups, s.fine_groups = &groups.lists, &groups.fine
         s.n_bytes = max(s.n_bytes, kernels.nearest_lists(s.groups, s.fine_groups, queries, NULL, 0, n_groups, INFINITY, NULL,
                                                          NULL, NULL))
     s.n_bytes += s.probes_bytes + s.groups_bytes
@@ -1328,7 +1329,7 @@ cdef void take_coarse_step(const coarse_step *s, const skivfpq_queries *queries,
 
 
 def nearest_lists(
-    PackedLists centers,              # of groups, with their numbers and fine points
+    PackedLists centers,              # group by group, or one list, with their numbers and fine points
     const floating[:, ::1] queries,   # IN (n_queries, n_features), as the metric sees them
     int32_t[:, ::1] probes,           # OUT (n_queries, n_probes), the nearest first, near ones before others
     uint8_t[::1] unserved,            # OUT (n_queries,) 1 where it must be done otherwise
