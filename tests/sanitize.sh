@@ -18,5 +18,5 @@ pip install -q --no-build-isolation --no-deps . -Csetup-args=-Db_sanitize=addres
 for library in libasan libubsan libstdc++; do preload+=:$(gcc -print-file-name=$library.so); done
 export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc
 (($#)) || set -- tests/test_kernels.py tests/test_twins.py tests/test_planes.py tests/test_search.py \
-    tests/test_search_codes.py
+    tests/test_search_codes.py tests/test_groups.py
 LD_PRELOAD=${preload#:} pytest --capture=sys -p no:cacheprovider "$@"  # reports go past pytest's capture
