@@ -134,6 +134,8 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         The fitted clone.
     n_lists_ : int
         Number of lists.
+    n_groups_ : int or None
+        Number of groups of lists, where they are grouped.
     n_probes_ : int
         Lists probed (on average, where adaptive) as of fit or ``tune``; a number set later by
         ``set_params(n_probes=...)`` wins.
@@ -884,6 +886,13 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     def n_lists_(self):
         """Number of lists."""
         return len(self._lists.radii)
+
+    @property
+    def n_groups_(self):
+        """Number of groups of lists, or None."""
+        check_is_fitted(self)
+        groups = self._file.groups
+        return None if groups is None else len(groups.centers)
 
     @property
     def n_samples_fit_(self):

@@ -325,6 +325,8 @@ def test_few_lists_may_have_any_number_of_groups(clouds, n_groups):
     X, queries = clouds
     for n_lists in (1, 2, 7):
         index = IVFIndex(n_lists, 2, n_groups=n_groups, random_state=0).fit(X[:60])
+        number = min(n_lists, int(2 * np.sqrt(n_lists)) if n_groups == "auto" else n_groups)
+        assert index.n_groups_ == (None if number == 1 else number)
         assert (np.sort(index.kneighbors(queries[:9], 60)[1]) == np.arange(60)).all()
 
 
