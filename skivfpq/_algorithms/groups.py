@@ -11,6 +11,7 @@ import numpy as np
 
 from skivfpq._algorithms.blocks import run_tasks
 from skivfpq._algorithms.lloyd import MemoryStep, lloyd
+from skivfpq._algorithms.probing import Probes
 from skivfpq._algorithms.search import scan_vectors
 from skivfpq._algorithms.seeding import random_rows, too_few_distinct_rows
 
@@ -53,7 +54,7 @@ class Groups:
     def within(self, probes):
         """The same probes, looked for in the nearest groups."""
         n_groups = int(self.counts[probes.most - 1])
-        return probes._replace(n_groups=n_groups if n_groups < len(self.centers) else 0)
+        return Probes(probes.most, probes.reach, n_groups if n_groups < len(self.centers) else 0)
 
 
 def cluster(X, n_clusters, max_iter, rng, n_threads):
