@@ -284,8 +284,7 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         file = self._empty_file(metric, centers, fine_quantizer, X.dtype, groups)
         file = self._append(file, X, labels)
         if self.probing == "adaptive":
-            n_measured = min(MEASURED, max(1, MEASURED_KEYS // len(centers)))
-            some = X[held_out[evenly(len(held_out), n_measured)]]
+            some = X[_to_measure(held_out, len(centers))]
             file = file.adaptive(file.metric.queries(some), effective_n_jobs(self.n_jobs))
         n_probes, recall = self._choose_probes(file, X, held_out)
 
@@ -386,8 +385,7 @@ class IVFIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         n_groups = self._resolve_n_groups(len(centers))
         if n_groups == 1:
             return None
-        some = training[evenly(len(training), min(MEASURED, max(1, MEASURED_KEYS // len(centers))))]
-        queries = metric.rows(as_float_rows(X[some]))
+        queries = metric.rows(as_float_rows(X[_to_measure(training, len(centers))]))
         groups = Groups.of(nearness(metric), centers, n_groups, queries, rng, effective_n_jobs(self.n_jobs))
         self._report(f"{len(groups.centers)} groups of lists.")
         return groups
@@ -951,6 +949,11 @@ def _graph(file, numbers, distances, indices, mode):
 def _sample(numbers, size, rng):
     """Up to size of the numbers, in order."""
     return numbers if size >= len(numbers) else np.sort(rng.choice(numbers, size, replace=False))
+
+
+def _to_measure(numbers, n_lists):
+    """Those whose distances to all lists are measured."""
+    return numbers[evenly(len(numbers), min(MEASURED, max(1, MEASURED_KEYS // n_lists)))]
 
 
 def _metric_rows(metric, X, numbers):

@@ -37,8 +37,7 @@ class Groups:
         """
         group_centers, labels = cluster(centers, n_groups, ITERATIONS, rng, n_threads)
         lists = _ranked(nearness, queries, centers)  # (n_queries, n_lists)
-        places = np.argsort(_ranked(nearness, queries, group_centers), axis=1)  # of each group
-        needed = 1 + np.take_along_axis(places, labels[lists], axis=1)
+        needed = 1 + places_in(_ranked(nearness, queries, group_centers), labels[lists])
         return cls(group_centers, labels, _counts(needed, np.bincount(labels, minlength=len(group_centers))))
 
     @property
@@ -109,6 +108,11 @@ def _shares(sizes, n):
 def _ranked(nearness, queries, centers):
     """Centers by their distance or product, the nearest first, (n_queries, n_centers)."""
     return np.argsort(scan_vectors(nearness, queries, centers, centers.mean(axis=0), 0)[0], axis=1)
+
+
+def places_in(order, numbers):
+    """Where numbers (n_queries, n) stand in the order (n_queries, n_numbers) of each query."""
+    return np.take_along_axis(np.argsort(order, axis=1), numbers, axis=1)
 
 
 def _counts(needed, sizes):

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from skivfpq._algorithms.groups import places_in
 from skivfpq._algorithms.ivf import without_self
 from skivfpq._algorithms.list_planes import exact_rows
 from skivfpq._kernels import row_blocks
@@ -65,14 +66,9 @@ def _covering_probes(file, probing, queries, true, n_threads):
         group_places = None
         if file.groups is not None:
             _, group_order = planes.ranked(queries[block], n_threads, file.groups.centers)
-            group_places = _places(group_order, file.groups.labels[lists])
-        covered[block] = probing.covering(keys, _places(order, lists), group_places)
+            group_places = places_in(group_order, file.groups.labels[lists])
+        covered[block] = probing.covering(keys, places_in(order, lists), group_places)
     return covered
-
-
-def _places(order, numbers):
-    """Where numbers (n_queries, n) stand in the order (n_queries, n_numbers) of each query."""
-    return np.take_along_axis(np.argsort(order, axis=1), numbers, axis=1)
 
 
 def _fewest(recall_of, target, low, high, patient=False):
